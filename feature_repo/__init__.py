@@ -1,0 +1,1 @@
+"""The declared feature repo, also the template of ``feast-embeddings init``."""

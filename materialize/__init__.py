@@ -1,0 +1,1 @@
+"""Policies, ticks, ledger, logs, engine, and the online and offline stores."""

@@ -1,0 +1,1 @@
+"""Encoders, their training, artifacts and evaluation. Knows neither Feast nor Redis."""

@@ -1,0 +1,52 @@
+"""Every error this package raises on purpose, as one small tree.
+
+::
+
+    FeastEmbeddingsError
+    ├── DeclarationError      a declaration in the feature repo cannot be right
+    ├── BehaviorSourceError   a behavior table is missing, empty, or lacks what the contract needs
+    ├── ArtifactError         an encoder artifact is missing, truncated, foreign or altered
+    ├── SpaceError            vectors of two spaces would meet, or a space is not served
+    ├── LedgerError           the ledger is unreadable, newer than this package, or disagrees with a file
+    ├── LeaseError            another job holds the view, or took it over
+    ├── TickError             a unit of work cannot be run as asked (end before start, in the future, …)
+    └── OnlineStoreError      Redis cannot be reached, or refused a command
+
+Each message names the object, says what is wrong with it, and what to do about it.
+"""
+
+
+class FeastEmbeddingsError(Exception):
+    """Root of the tree; catch it to catch all the others."""
+
+
+class DeclarationError(FeastEmbeddingsError, ValueError):
+    """A declaration in the feature repo cannot be right."""
+
+
+class BehaviorSourceError(FeastEmbeddingsError, ValueError):
+    """A behavior table is missing, empty, or lacks what the contract needs."""
+
+
+class ArtifactError(FeastEmbeddingsError):
+    """An encoder artifact is missing, truncated, of another format, or altered."""
+
+
+class SpaceError(FeastEmbeddingsError):
+    """Vectors of two spaces would meet, or a space is not served."""
+
+
+class LedgerError(FeastEmbeddingsError):
+    """The ledger is unreadable, newer than this package, or disagrees with a file."""
+
+
+class LeaseError(FeastEmbeddingsError):
+    """Another job holds the view, or took it over."""
+
+
+class TickError(FeastEmbeddingsError, ValueError):
+    """A unit of work cannot be run as asked."""
+
+
+class OnlineStoreError(FeastEmbeddingsError):
+    """Redis cannot be reached, or refused a command."""

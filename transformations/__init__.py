@@ -1,0 +1,1 @@
+"""Behaviors → clean behaviors → histories → features."""
