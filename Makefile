@@ -1,0 +1,53 @@
+# Everything a checkout needs. No root rights, no running service: tests and demo start their own Valkey.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TORCH   = $(shell grep '^torch==' constraints.txt)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint types wheel bench-quality clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+setup: $(STAMP)  ## build .venv with the pinned dependencies (PYTHON=python3.12 picks another interpreter)
+
+# torch goes first, by itself: it is by far the largest download, and once it is in place the rest
+# resolves around it, whichever build (CPU, CUDA) the machine's pip is set to take.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo 'make setup: $(PYTHON) is missing or older than Python 3.11.' \
+	        'Name a newer one: make setup PYTHON=python3.12' >&2; exit 1; }
+	@echo 'Building $(VENV) (the first time takes minutes) …'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -c constraints.txt $(TORCH)
+	@$(PIP) install -c constraints.txt -e '.[dev,demo]'
+	@touch $@
+
+demo: setup  ## run the demonstration: real purchases, embedding features, a refresh, point-in-time reads
+	@$(BIN)/feast-embeddings demo
+
+test: lint types  ## check style and types, then run every test with coverage
+	@$(BIN)/python -m pytest -n 2 --durations=10 --cov --cov-report=term
+
+lint: setup  ## check style and formatting
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+types: setup  ## check types, strictly
+	@$(BIN)/mypy -p feast_embeddings
+
+wheel: setup  ## build the wheel and the source archive into dist/
+	@$(BIN)/python -m build --outdir dist
+
+bench-quality: setup  ## measure ranking quality on MovieLens-1M: make bench-quality DATA=path/to/ml-1m
+	@test -n '$(DATA)' || { echo 'bench-quality: say where the data is, DATA=path/to/ml-1m' >&2; exit 1; }
+	@$(BIN)/python benchmarks/quality_ml1m.py --data '$(DATA)'
+
+clean:  ## remove what tests, builds and the demo left behind (.venv stays)
+	@rm -rf build dist *.egg-info .demo .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
