@@ -1,0 +1,231 @@
+"""Reads a team's behavior table: a parquet file, a folder of them, or a glob."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from feast_embeddings.models.batch import Ids, Int64s
+from feast_embeddings.models.errors import BehaviorSourceError
+from feast_embeddings.transformations.columns import check_columns
+from feast_embeddings.transformations.contract import BehaviorContract
+from feast_embeddings.transformations.times import DAY_US, read_times, ticks_at_or_after
+
+_SUFFIXES = (".parquet", ".pq")
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """``start <= time < end`` in microseconds; None is open."""
+
+    start: int | None
+    end: int | None
+
+    @property
+    def open(self) -> bool:
+        return self.start is None and self.end is None
+
+    def hold(self, us: Int64s) -> npt.NDArray[np.bool_]:
+        inside = np.ones(len(us), dtype=np.bool_)
+        if self.start is not None:
+            inside &= us >= self.start
+        if self.end is not None:
+            inside &= us < self.end
+        return inside
+
+
+def read_behaviors(
+    path: str | Path,
+    contract: BehaviorContract,
+    *,
+    event_from_us: int | None = None,
+    event_until_us: int | None = None,
+    created_from_us: int | None = None,
+    created_until_us: int | None = None,
+    entities: Ids | None = None,
+    undated: bool = True,
+) -> pa.Table:
+    """The contract's raw columns of the rows within the bounds; the bounds reach the parquet statistics.
+
+    Bounds are microseconds since the epoch, UTC: ``from <= time < until``. A row without a created time
+    counts as created at its event time. No row is judged here: that is ``prepare``'s work.
+
+    Args:
+        path: A parquet file, a folder (with its subfolders and hive partitions), or a glob.
+        contract: Which columns to read.
+        event_from_us: Earliest event time.
+        event_until_us: End of the event times, exclusive.
+        created_from_us: Earliest created time.
+        created_until_us: End of the created times, exclusive.
+        entities: Only behaviors of these: int64 or str [B].
+        undated: Whether to return rows whose event time is null, or has no zone while the contract declares
+            none. No bound on event time can place them, and ``prepare`` quarantines them. A job that reads
+            window after window asks for them once.
+
+    Raises:
+        BehaviorSourceError: The path is missing, holds no parquet file or no row, a file is truncated or not
+            parquet, or a column is missing or of an impossible type.
+    """
+    dataset = _open(path, contract)
+    event, created = _Bounds(event_from_us, event_until_us), _Bounds(created_from_us, created_until_us)
+    filters = [
+        _superset(dataset.schema, contract, contract.event_time, event),
+        _superset(dataset.schema, contract, contract.created_time, created),
+        _belongs(dataset.schema.field(contract.entity), entities),
+    ]
+    table = _scan(dataset, contract, [part for part in filters if part is not None], path)
+    if event.open and created.open and undated:
+        return table
+    return table.filter(pa.array(_inside(table, contract, event, created, undated=undated)))
+
+
+def _open(path: str | Path, contract: BehaviorContract) -> ds.Dataset:
+    files = _files(str(path))
+    folder = str(path) if Path(path).is_dir() else None
+    rows, schemas = 0, []
+    for file in files:
+        try:
+            fragment = next(iter(_dataset([file], folder).get_fragments()))
+            rows += fragment.count_rows()
+            schemas.append(_dataset([file], folder).schema)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise BehaviorSourceError(
+                f"{file} is not a whole parquet file ({_first_line(error)}). Write it again, to a temporary "
+                "name "
+                "that is renamed when it is complete, or take it out of the behavior source."
+            ) from error
+        check_columns(schemas[-1], contract, file)
+    if not rows:
+        raise BehaviorSourceError(
+            f"The behavior source {path} has no rows (files: {len(files)}). Point the FileSource at the "
+            "table that "
+            "is being written, or wait for its first rows."
+        )
+    return _dataset(files, folder, _common_schema(schemas, contract, path))
+
+
+def _dataset(files: list[str], folder: str | None, schema: pa.Schema | None = None) -> ds.Dataset:
+    return ds.dataset(files, schema, format="parquet", partitioning="hive", partition_base_dir=folder)
+
+
+def _files(path: str) -> list[str]:
+    place = Path(path)
+    if place.is_file():
+        return [path]
+    if place.is_dir():
+        found = [
+            str(file)
+            for file in sorted(place.rglob("*"))
+            if file.suffix in _SUFFIXES and not _hidden(file.relative_to(place))
+        ]
+        if not found:
+            raise BehaviorSourceError(
+                f"The folder {path} holds no .parquet file; point the behavior source at one."
+            )
+        return found
+    found = sorted(file for file in glob(path, recursive=True) if Path(file).is_file())  # noqa: PTH207 - absolute globs
+    if not found:
+        raise BehaviorSourceError(
+            f"The behavior source {path} does not exist (looked from {Path.cwd()}). "
+            "Set the path of the FileSource to a parquet file, a folder of them, or a glob."
+        )
+    return found
+
+
+def _hidden(file: Path) -> bool:
+    return any(part.startswith(("_", ".")) for part in file.parts)
+
+
+def _common_schema(schemas: list[pa.Schema], contract: BehaviorContract, path: str | Path) -> pa.Schema:
+    """One schema of the contract's columns that all files can be cast to."""
+    wanted = list(contract.columns.values())
+    plain = [pa.schema([_plain(schema.field(name)) for name in wanted]) for schema in schemas]
+    try:
+        return pa.unify_schemas(plain, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise BehaviorSourceError(
+            f"The files of {path} store a column in types that do not go together ({_first_line(error)}). "
+            "Write them all with one type."
+        ) from error
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    return pa.field(field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type)
+
+
+def _scan(
+    dataset: ds.Dataset, contract: BehaviorContract, filters: list[ds.Expression], path: str | Path
+) -> pa.Table:
+    wanted = None
+    for part in filters:
+        wanted = part if wanted is None else wanted & part
+    try:
+        return dataset.to_table(columns=list(contract.columns.values()), filter=wanted)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise BehaviorSourceError(
+            f"The behavior source {path} cannot be read to its end ({_first_line(error)}). A file is "
+            "damaged: "
+            "write it again."
+        ) from error
+
+
+def _usable(kind: pa.DataType, contract: BehaviorContract) -> bool:
+    """Whether the column's times are instants: timestamps with a zone, their own or the declared one."""
+    return bool(pa.types.is_timestamp(kind)) and (kind.tz is not None or contract.naive_time_zone is not None)
+
+
+def _superset(
+    schema: pa.Schema, contract: BehaviorContract, column: str | None, bounds: _Bounds
+) -> ds.Expression | None:
+    """A filter that keeps every row the bounds may hold, and the rows without a time; None keeps all."""
+    if column is None or bounds.open or not _usable(schema.field(column).type, contract):
+        return None
+    kind = schema.field(column).type
+    # Wall times are at most 14 hours off UTC: a day of slack here, exact bounds after the read.
+    slack = DAY_US if kind.tz is None and contract.naive_time_zone != "UTC" else 0
+    times = ds.field(column)
+    inside = times.is_valid()
+    if bounds.start is not None:
+        inside &= times >= _scalar(bounds.start - slack, kind)
+    if bounds.end is not None:
+        inside &= times < _scalar(bounds.end + slack, kind)
+    return inside | times.is_null()
+
+
+def _scalar(us: int, kind: pa.DataType) -> pa.Scalar:
+    return pa.scalar(ticks_at_or_after(us, kind.unit), pa.int64()).cast(kind)
+
+
+def _belongs(field: pa.Field, entities: Ids | None) -> ds.Expression | None:
+    if entities is None:
+        return None
+    column = ds.field(field.name)
+    if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+        return column.isin(pa.array([str(entity) for entity in entities], field.type))
+    if entities.dtype != object:
+        return column.cast(pa.int64(), safe=False).isin(pa.array(entities, pa.int64()))
+    return column.cast(pa.string()).isin(pa.array(entities, pa.string()))
+
+
+def _inside(
+    table: pa.Table, contract: BehaviorContract, event: _Bounds, created: _Bounds, *, undated: bool
+) -> npt.NDArray[np.bool_]:
+    happened = read_times(table[contract.event_time], contract.naive_time_zone)
+    dated = ~happened.missing & happened.zoned
+    kept = np.where(dated, event.hold(happened.us), undated)
+    written_us, known = happened.us, dated
+    if contract.created_time is not None:
+        written = read_times(table[contract.created_time], contract.naive_time_zone)
+        has_created = ~written.missing & written.zoned
+        written_us, known = np.where(has_created, written.us, happened.us), dated | has_created
+    return np.asarray(kept & np.where(known, created.hold(written_us), undated), dtype=np.bool_)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n", maxsplit=1)[0]
