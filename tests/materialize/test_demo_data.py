@@ -141,6 +141,16 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_missing_table_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hollow = tmp_path / journey.PACKAGE
+    hollow.mkdir()
+    (hollow / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, journey.PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BehaviorSourceError, match="has no table 'products' .*Reinstall it with: pip install"):
+        product_names([1])
+
+
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("shop") / "behaviors.parquet"
