@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from feast_embeddings.models.batch import Float32s, Ids, Int32s, Int64s
 from feast_embeddings.models.errors import BehaviorSourceError
+from feast_embeddings.models.preprocessing import ValueNormalizer
 from feast_embeddings.transformations.contract import BehaviorContract
 from feast_embeddings.transformations.ordering import is_ordered, lex_order, ranks, starts_of_runs, to_ids
 from feast_embeddings.transformations.times import TIMESTAMP
@@ -131,6 +132,12 @@ class Behaviors:
     def between(self, start_us: int, end_us: int) -> Behaviors:
         """The behaviors with ``start_us <= event time < end_us`` (microseconds)."""
         return self.select((self.times_us >= start_us) & (self.times_us < end_us))
+
+    def with_normalized_values(self, normalizer: ValueNormalizer) -> Behaviors:
+        """The same behaviors with a column ``normalized_value`` (float64, null where there is no value)."""
+        normalized = pa.array(normalizer.transform(self.values).astype(np.float64), from_pandas=True)
+        kept = self.table.select([name for name in self.table.column_names if name != NORMALIZED_VALUE])
+        return self.from_sorted(kept.append_column(NORMALIZED_VALUE, normalized))
 
     @classmethod
     def from_sorted(cls, table: pa.Table) -> Behaviors:

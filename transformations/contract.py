@@ -40,6 +40,7 @@ class BehaviorType:
             raise DeclarationError(
                 "A behavior type has an empty name or alias; give it the text of the type column."
             )
+        object.__setattr__(self, "weight", float(self.weight))
         if not math.isfinite(self.weight) or self.weight < 0:
             raise DeclarationError(
                 f"Behavior type {self.name!r} has weight {self.weight}; give it a finite weight of 0 or more."

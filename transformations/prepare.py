@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from feast_embeddings.models.errors import BehaviorSourceError
+from feast_embeddings.models.preprocessing import ValueNormalizer
 from feast_embeddings.transformations.behaviors import Behaviors
 from feast_embeddings.transformations.cleaning import CleaningRules, deduplicate, refusals
 from feast_embeddings.transformations.contract import BehaviorContract
@@ -42,11 +44,14 @@ class Prepared:
         behaviors: The accepted behaviors.
         quarantined: The refused rows as text, with their reasons: ``validate.QUARANTINE_SCHEMA``.
         counts: Where every row went.
+        normalization: Kind, mean and scale of the normalizer that made ``normalized_value``, if one was
+            given.
     """
 
     behaviors: Behaviors
     quarantined: pa.Table
     counts: Counts
+    normalization: dict[str, Any] | None = None
 
 
 def prepare(
@@ -56,6 +61,7 @@ def prepare(
     now_us: int,
     *,
     context: pa.Table | None = None,
+    normalizer: ValueNormalizer | None = None,
 ) -> Prepared:
     """Validates, deduplicates and cleans raw rows; the result does not depend on their order.
 
@@ -68,6 +74,7 @@ def prepare(
             are neither counted nor returned. Daily rules, bursts and exact duplicates need the rows from the
             start of the UTC day of the earliest raw row; a cancellation needs the behavior that it takes
             back.
+        normalizer: Fitted on earlier values; adds the column ``normalized_value``.
 
     Raises:
         BehaviorSourceError: A column is missing or of a type that cannot mean what the contract says.
@@ -89,10 +96,13 @@ def prepare(
     behaviors = Behaviors.from_sorted(kept.filter(pa.array(accepted)))
     bad_rows = np.concatenate([ours.bad_rows, kept_rows[refused]])
     bad_reasons = ours.reasons + list(reasons[refused])
+    if normalizer is not None:
+        behaviors = behaviors.with_normalized_values(normalizer)
     return Prepared(
         behaviors,
         quarantine_rows(raw, contract, bad_rows, bad_reasons),
         _counts(raw, behaviors, repeated & (rows >= 0), bad_reasons),
+        None if normalizer is None else normalizer.to_json(),
     )
 
 

@@ -129,7 +129,8 @@ def _files(path: str) -> list[str]:
                 f"The folder {path} holds no .parquet file; point the behavior source at one."
             )
         return found
-    found = sorted(file for file in glob(path, recursive=True) if Path(file).is_file())  # noqa: PTH207 - absolute globs
+    matches = glob(path, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    found = sorted(file for file in matches if Path(file).is_file())
     if not found:
         raise BehaviorSourceError(
             f"The behavior source {path} does not exist (looked from {Path.cwd()}). "
