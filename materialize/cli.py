@@ -1,0 +1,119 @@
+"""The command line: ``feast-embeddings init | demo | train | status | rollback``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from feast import FeatureStore
+
+from feast_embeddings.materialize.cutover import Cutovers
+from feast_embeddings.materialize.scaffold import write_repo
+from feast_embeddings.materialize.status import print_status
+from feast_embeddings.materialize.train_job import train_declared
+from feast_embeddings.materialize.workspace import Workspace
+from feast_embeddings.models import SequenceConfig, TrainingConfig
+from feast_embeddings.models.errors import DeclarationError, FeastEmbeddingsError
+
+app = typer.Typer(
+    help="Embedding features for Feast: fresh, comparable, replayable and cheap.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Repo = Annotated[Path, typer.Option("--repo", "-C", help="The feature repo's folder.")]
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="A new folder; its name is the project's.")]) -> None:
+    """Write a feature repo to start from, with a generated shop's behaviors."""
+    write_repo(folder)
+    typer.echo(f"Wrote a feature repo to {folder}. Next:")
+    for line in (
+        f"cd {folder}",
+        "feast apply",
+        "feast-embeddings train",
+        'feast materialize 2020-01-01T00:00:00 "$(date -u +%Y-%m-%dT%H:%M:%S)"',
+        "feast-embeddings status",
+    ):
+        typer.echo(f"  {line}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where to work; made anew.")] = Path(".demo"),
+    seed: Annotated[int, typer.Option(help="Of the training, the read times and the ranker.")] = 7,
+) -> None:
+    """Run the whole path on a year of real purchases, and compare the policies."""
+    from feast_embeddings.materialize.demo.run import run_demo
+
+    run_demo(folder, seed)
+
+
+@app.command()
+def train(
+    repo: Repo = Path(),
+    encoder: Annotated[str | None, typer.Option(help="Name of the encoder, where several are declared.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Learn from behaviors before this time, UTC.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes; the best weights count.")] = None,
+    epochs: Annotated[int, typer.Option(help="At most so many passes over the behaviors.")] = 50,
+    context: Annotated[int, typer.Option(help="Behaviors that the encoder looks at.")] = 50,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same encoder on one machine.")] = 0,
+) -> None:
+    """Train the declared encoder on the behavior log."""
+    store = _store(repo)
+    config = TrainingConfig(encoder=SequenceConfig(context=context), seed=seed, max_epochs=epochs, max_minutes=minutes)
+    until_us = None if until is None else round(until.replace(tzinfo=until.tzinfo or UTC).timestamp() * 1_000_000)
+    made = train_declared(store, config, encoder=encoder, until_us=until_us)
+    best = made.result.epochs[made.result.best_epoch - 1]
+    quality = "" if best.ndcg10 is None else f", validation HR@10 {best.hr10:.3f}, NDCG@10 {best.ndcg10:.3f}"
+    typer.echo(
+        f"Encoder {made.spec.encoder!r}: {made.behaviors:,} behaviors of {made.entities:,} entities, "
+        f"{len(made.result.epochs)} epochs{quality}; space {made.space} at {made.spec.artifact}"
+    )
+    if made.spec.declared_space not in (None, made.space):
+        typer.echo(f"The applied declaration names space {made.spec.declared_space}: run `feast apply` next.")
+
+
+@app.command()
+def status(repo: Repo = Path()) -> None:
+    """Show encoders, generations, fills and ticks."""
+    store = _store(repo)
+    print_status(Workspace.of(store.config), store)
+
+
+@app.command()
+def rollback(
+    encoder: Annotated[str, typer.Argument(help="Name of the encoder.")],
+    repo: Repo = Path(),
+) -> None:
+    """Make the retained generation live again, for all views of an encoder at once."""
+    store = _store(repo)
+    provider = store._get_provider()
+    cutovers = Cutovers(Workspace.of(store.config), provider.online_store, store.config, store.registry)
+    generation = cutovers.rollback(encoder)
+    typer.echo(f"Generation {generation.generation} of encoder {encoder!r} is live: {dict(generation.fills)}")
+
+
+def _store(repo: Path) -> FeatureStore:
+    """The feature store of a repo; its paths are relative to the repo, so this process moves there."""
+    if not (repo / "feature_store.yaml").is_file():
+        raise DeclarationError(f"{repo.resolve()} holds no feature_store.yaml: name the feature repo with --repo.")
+    os.chdir(repo)
+    return FeatureStore(".")
+
+
+def main() -> None:
+    """Run the command line; an error of this package ends it with its message and status 1."""
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="feast")
+    try:
+        app()
+    except FeastEmbeddingsError as error:
+        typer.secho(f"{type(error).__name__}: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)

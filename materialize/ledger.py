@@ -1,0 +1,377 @@
+"""The ledger: what was done, in SQL. Every state a job may be found in after a crash stands here.
+
+Membership of a tick is recorded before anything is computed; a tick, a fill or a cutover counts only
+once its row says so. SQLite by default; any database SQLAlchemy speaks to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine, RowMapping
+
+from feast_embeddings.materialize import ledger_schema as schema
+from feast_embeddings.materialize.clock import now_us
+from feast_embeddings.materialize.ledger_schema import fills, generations, spaces, tick_counts, ticks
+from feast_embeddings.models.errors import LedgerError, SpaceError
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A numbered unit of work. Its membership never changes once recorded.
+
+    Attributes:
+        view: The embedding view.
+        number: Counts up per view.
+        kind: ``"incremental"`` or ``"full"``.
+        state: ``"recorded"``, ``"written"``, ``"published"`` or ``"abandoned"``.
+        start_us, end_us: Members have event time in [start, end); no start: all before the end.
+        created_from_us, created_until_us: Where the source has a created time: members were created before
+            the second, and late ones (event time before the start) at or after the first.
+        fills: The fills that it writes.
+        members, digest: Count and digest of its accepted behaviors, once read.
+        window_start_us, published_us: The publish window; within it, either vector may be read.
+        rows: Rows written to the online store.
+    """
+
+    view: str
+    number: int
+    kind: str
+    state: str
+    start_us: int | None
+    end_us: int
+    created_from_us: int | None
+    created_until_us: int
+    fills: tuple[str, ...]
+    members: int | None
+    digest: str | None
+    window_start_us: int | None
+    published_us: int | None
+    rows: int
+
+
+@dataclass(frozen=True)
+class Fill:
+    """All vectors of one view in one space, as the online store holds them."""
+
+    fill: str
+    view: str
+    encoder: str
+    space: str
+    state: str
+    tick: int
+    rows: int
+    made_us: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A manifest {view → fill} of an encoder; ``cutover_us`` is None while the switch is still to be done."""
+
+    encoder: str
+    generation: int
+    fills: Mapping[str, str]
+    rollback: bool
+    window_start_us: int | None
+    cutover_us: int | None
+
+
+@dataclass(frozen=True)
+class Serving:
+    """From ``from_us`` on, reads of ``space`` in a view returned rows of ``fill``."""
+
+    from_us: int
+    window_start_us: int
+    fill: str
+    space: str
+
+
+class Ledger:
+    """Reads and writes the ledger tables; every method is one transaction."""
+
+    def __init__(self, url: str) -> None:
+        self.url = sa.engine.make_url(url)
+        self._engine = _engine(self.url)
+        self._check_schema()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """One transaction; commits at the end, rolls back on an error."""
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.OperationalError as error:
+            raise LedgerError(
+                f"Ledger {self.url.render_as_string()}: {error.orig}. Check that it can be reached and written."
+            ) from error
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    # ── ticks ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def record_tick(
+        self,
+        view: str,
+        *,
+        start_us: int | None,
+        end_us: int,
+        created_from_us: int | None,
+        targets: Sequence[str],
+    ) -> Tick:
+        """Record a new incremental tick of ``view``, numbered after its last one, that writes the fills ``targets``."""
+        with self.transaction() as connection:
+            number = _next_tick(connection, view)
+            membership = {"start_us": start_us, "end_us": end_us, "created_from_us": created_from_us}
+            _insert_tick(connection, view, number, "incremental", targets, membership)
+        return self.tick(view, number)
+
+    def record_refresh(
+        self,
+        view: str,
+        encoder: str,
+        space: str,
+        *,
+        start_us: int | None,
+        end_us: int,
+        created_from_us: int | None,
+    ) -> Tick:
+        """Record a full refresh of ``view`` and the new, empty fill in ``space`` that it writes."""
+        with self.transaction() as connection:
+            number = _next_tick(connection, view)
+            name = f"{view}-{number}-{space[:8]}"
+            membership = {"start_us": start_us, "end_us": end_us, "created_from_us": created_from_us}
+            _insert_tick(connection, view, number, "full", [name], membership)
+            values = {"fill": name, "view": view, "encoder": encoder, "space": space, "tick": number}
+            connection.execute(sa.insert(fills).values(**values, state="building", rows=0, made_us=now_us()))
+        return self.tick(view, number)
+
+    def tick(self, view: str, number: int) -> Tick:
+        """The tick of that number."""
+        (tick,) = self._ticks(ticks.c.view == view, ticks.c.tick == number)
+        return tick
+
+    def open_tick(self, view: str) -> Tick | None:
+        """The tick that a job left unfinished, if any: it is finished before another one starts."""
+        found = self._ticks(ticks.c.view == view, ticks.c.state == "recorded")
+        return found[0] if found else None
+
+    def last_tick(self, view: str, kind: str | None = None) -> Tick | None:
+        """The last tick whose rows reached the online store, of any kind or of one."""
+        only = [] if kind is None else [ticks.c.kind == kind]
+        found = self._ticks(ticks.c.view == view, ticks.c.state.in_(("written", "published")), *only)
+        return found[-1] if found else None
+
+    def published_ticks(self, view: str, *, end_after_us: int = 0) -> list[Tick]:
+        """Published ticks that end after a time, oldest first."""
+        return self._ticks(ticks.c.view == view, ticks.c.state == "published", ticks.c.end_us > end_after_us)
+
+    def set_members(self, tick: Tick, members: int, digest: str, counts: Mapping[str, int]) -> Tick:
+        """Record what a tick's membership turned out to hold."""
+        rows = [
+            {"view": tick.view, "tick": tick.number, "what": what, "behaviors": count} for what, count in counts.items()
+        ]
+        with self.transaction() as connection:
+            self._update_tick(connection, tick, members=members, digest=digest)
+            connection.execute(sa.delete(tick_counts).where(*_key(tick_counts, tick)))
+            if rows:
+                connection.execute(sa.insert(tick_counts), rows)
+        return self.tick(tick.view, tick.number)
+
+    def counts(self, view: str, number: int | None = None) -> dict[str, int]:
+        """Behaviors by what became of them, of one tick or of all of a view's ticks."""
+        query = sa.select(tick_counts.c.what, sa.func.sum(tick_counts.c.behaviors)).where(tick_counts.c.view == view)
+        if number is not None:
+            query = query.where(tick_counts.c.tick == number)
+        with self.transaction() as connection:
+            return {what: int(count) for what, count in connection.execute(query.group_by(tick_counts.c.what))}
+
+    def update_tick(self, tick: Tick, **values: Any) -> Tick:
+        """Set columns of a tick."""
+        with self.transaction() as connection:
+            self._update_tick(connection, tick, **values)
+        return self.tick(tick.view, tick.number)
+
+    def abandon(self, tick: Tick) -> None:
+        """Void a tick that had no effect, and the fill that it was to make."""
+        with self.transaction() as connection:
+            self._update_tick(connection, tick, state="abandoned")
+            if tick.kind == "full":
+                connection.execute(sa.update(fills).where(fills.c.fill.in_(tick.fills)).values(state="retired"))
+
+    # ── spaces and fills ─────────────────────────────────────────────────────────────────────────────────
+
+    def register_space(self, space: str, encoder: str, dim: int, numeric_path: str) -> None:
+        """Record a space and the numeric path it is computed on; a space belongs to one encoder name."""
+        with self.transaction() as connection:
+            owner = connection.scalar(sa.select(spaces.c.encoder).where(spaces.c.space == space))
+            if owner is None:
+                values = {"space": space, "encoder": encoder, "dim": dim, "numeric_path": numeric_path}
+                connection.execute(sa.insert(spaces).values(**values, registered_us=now_us()))
+        if owner not in (None, encoder):
+            raise SpaceError(
+                f"Space {space} already belongs to encoder {owner!r}, and cannot be {encoder!r}'s too: "
+                "give both views the same encoder name, or train another encoder."
+            )
+
+    def fill(self, name: str) -> Fill:
+        """The fill of that name."""
+        return self.fills(name=name)[0]
+
+    def fills(
+        self,
+        *,
+        name: str | None = None,
+        view: str | None = None,
+        encoder: str | None = None,
+        states: Sequence[str] | None = None,
+    ) -> list[Fill]:
+        """Fills, oldest first, filtered by what is given."""
+        wanted = [(fills.c.fill, name), (fills.c.view, view), (fills.c.encoder, encoder)]
+        query = sa.select(fills).where(*(column == value for column, value in wanted if value is not None))
+        if states is not None:
+            query = query.where(fills.c.state.in_(states))
+        with self.transaction() as connection:
+            rows = connection.execute(query.order_by(fills.c.made_us, fills.c.tick)).mappings().all()
+        return [Fill(**row) for row in rows]
+
+    def update_fill(self, name: str, **values: Any) -> None:
+        """Set columns of a fill."""
+        with self.transaction() as connection:
+            connection.execute(sa.update(fills).where(fills.c.fill == name).values(**values))
+
+    # ── generations ──────────────────────────────────────────────────────────────────────────────────────
+
+    def record_generation(self, encoder: str, manifest: Mapping[str, str], *, rollback: bool = False) -> Generation:
+        """Record a cutover that is about to happen; a pending one of the same fills is taken up again."""
+        pending = [g for g in self.generations(encoder) if g.cutover_us is None]
+        if pending and dict(pending[-1].fills) == dict(manifest):
+            return pending[-1]
+        with self.transaction() as connection:
+            last = sa.select(sa.func.max(generations.c.generation)).where(generations.c.encoder == encoder)
+            number = (connection.scalar(last) or 0) + 1
+            row = {
+                "encoder": encoder,
+                "generation": number,
+                "fills": json.dumps(dict(manifest)),
+                "rollback": rollback,
+            }
+            connection.execute(sa.insert(generations).values(**row, window_start_us=now_us()))
+        return self.generations(encoder)[-1]
+
+    def generations(self, encoder: str) -> list[Generation]:
+        """Generations of an encoder, oldest first."""
+        query = sa.select(generations).where(generations.c.encoder == encoder).order_by(generations.c.generation)
+        with self.transaction() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [Generation(**{**row, "fills": json.loads(row["fills"])}) for row in rows]
+
+    def live_generation(self, encoder: str) -> Generation | None:
+        """The generation that the last finished cutover made live."""
+        done = [g for g in self.generations(encoder) if g.cutover_us is not None]
+        return done[-1] if done else None
+
+    def finish_cutover(self, generation: Generation, cutover_us: int, states: Mapping[str, str]) -> None:
+        """Commit a cutover: its time, the states of fills (name → state), and the full ticks it publishes."""
+        live = [name for name, state in states.items() if state == "live"]
+        with self.transaction() as connection:
+            key = (
+                generations.c.encoder == generation.encoder,
+                generations.c.generation == generation.generation,
+            )
+            connection.execute(sa.update(generations).where(*key).values(cutover_us=cutover_us))
+            for name, state in states.items():
+                connection.execute(sa.update(fills).where(fills.c.fill == name).values(state=state))
+            owners = connection.execute(sa.select(fills.c.view, fills.c.tick).where(fills.c.fill.in_(live))).all()
+            for view, number in owners:
+                published = {"state": "published", "published_us": cutover_us}
+                key = (ticks.c.view == view, ticks.c.tick == number, ticks.c.state == "written")
+                connection.execute(sa.update(ticks).where(*key).values(**published))
+
+    def serving(self, view: str, encoder: str) -> list[Serving]:
+        """Which fill of ``view`` every cutover made live, oldest first."""
+        space_of = {fill.fill: fill.space for fill in self.fills(view=view)}
+        return [
+            Serving(g.cutover_us, g.window_start_us or g.cutover_us, g.fills[view], space_of[g.fills[view]])
+            for g in self.generations(encoder)
+            if g.cutover_us is not None and view in g.fills
+        ]
+
+    # ── private ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _ticks(self, *where: Any) -> list[Tick]:
+        with self.transaction() as connection:
+            query = sa.select(ticks).where(*where).order_by(ticks.c.tick)
+            return [_tick(row) for row in connection.execute(query).mappings()]
+
+    def _update_tick(self, connection: Connection, tick: Tick, **values: Any) -> None:
+        connection.execute(sa.update(ticks).where(*_key(ticks, tick)).values(**values))
+
+    def _check_schema(self) -> None:
+        with self.transaction() as connection:
+            schema.metadata.create_all(connection)
+            found = connection.scalar(sa.select(sa.func.max(schema.versions.c.version)))
+            if found is None:
+                connection.execute(sa.insert(schema.versions).values(version=schema.SCHEMA_VERSION))
+        if found is not None and found > schema.SCHEMA_VERSION:
+            raise LedgerError(
+                f"Ledger {self.url.render_as_string()} has schema version {found}, and this feast-embeddings knows "
+                f"{schema.SCHEMA_VERSION}: upgrade the package."
+            )
+
+
+def _engine(url: sa.engine.URL) -> Engine:
+    engine = sa.create_engine(url)
+    if url.get_backend_name() != "sqlite":
+        return engine
+
+    # SQLite's default begins a transaction at the first write, so that two jobs could both read a free lease.
+    @sa.event.listens_for(engine, "connect")
+    def _connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA busy_timeout = 30000")
+        connection.execute("PRAGMA journal_mode = WAL")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _next_tick(connection: Connection, view: str) -> int:
+    return int(connection.scalar(sa.select(sa.func.max(ticks.c.tick)).where(ticks.c.view == view)) or 0) + 1
+
+
+def _insert_tick(
+    connection: Connection,
+    view: str,
+    number: int,
+    kind: str,
+    targets: Sequence[str],
+    membership: Mapping[str, int | None],
+) -> None:
+    now = now_us()
+    row = {
+        "view": view,
+        "tick": number,
+        "kind": kind,
+        "state": "recorded",
+        "fills": json.dumps(list(targets)),
+    }
+    connection.execute(sa.insert(ticks).values(**row, **membership, created_until_us=now, recorded_us=now))
+
+
+def _key(table: sa.Table, tick: Tick) -> tuple[Any, Any]:
+    return table.c.view == tick.view, table.c.tick == tick.number
+
+
+def _tick(row: RowMapping) -> Tick:
+    kept = {key: row[key] for key in Tick.__dataclass_fields__ if key in row and key != "fills"}
+    return Tick(number=row["tick"], fills=tuple(json.loads(row["fills"])), **kept)

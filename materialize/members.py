@@ -1,0 +1,109 @@
+"""The behaviors of a tick: read from the behavior log by the recorded membership, validated, cleaned, digested."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from feast import FeatureView
+
+from feast_embeddings.materialize.ledger import Tick
+from feast_embeddings.transformations import (
+    BehaviorContract,
+    Behaviors,
+    CleaningRules,
+    Prepared,
+    contract_of,
+    prepare,
+    read_behaviors,
+    rules_of,
+)
+
+_DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class BehaviorLog:
+    """The behaviors of one entity's view: the only input of ticks, refreshes and training."""
+
+    path: str
+    contract: BehaviorContract
+    rules: CleaningRules
+
+    @classmethod
+    def of(cls, view: FeatureView, root: Path) -> BehaviorLog:
+        """The log behind a behaviors view; relative paths start at ``root``."""
+        return cls(str(root / view.batch_source.path), contract_of(view), rules_of(view))
+
+    def until(self, end_us: int, created_until_us: int) -> Behaviors:
+        """Every clean behavior with event time before ``end_us`` that was there at ``created_until_us``."""
+        created = self._created(created_until_us)
+        raw = read_behaviors(self.path, self.contract, event_until_us=end_us, created_until_us=created)
+        return prepare(raw, self.contract, self.rules, max(end_us, created_until_us)).behaviors
+
+    def members(self, tick: Tick) -> Prepared:
+        """The behaviors of a tick: event time in [start, end), and late ones that came since the last tick.
+
+        Earlier rows of the same UTC day inform the cleaning rules; they are neither counted nor returned.
+        """
+        until = self._created(tick.created_until_us)
+        raw = self._read(tick.start_us, tick.end_us, None, until)
+        context = None
+        if tick.start_us is not None:
+            first = tick.start_us
+            if self.contract.created_time and tick.created_from_us is not None:
+                late = self._read(None, tick.start_us, tick.created_from_us, until)
+                first = min(first, _first_us(late, self.contract, first))
+                raw = pa.concat_tables([raw, late])
+            day = first // _DAY_US * _DAY_US
+            context = self._read(day, tick.start_us, None, self._created(tick.created_from_us))
+        now = max(tick.end_us, tick.created_until_us)
+        return prepare(raw, self.contract, self.rules, now, context=context)
+
+    def _read(self, start: int | None, end: int, created_from: int | None, created_until: int | None) -> pa.Table:
+        return read_behaviors(
+            self.path,
+            self.contract,
+            event_from_us=start,
+            event_until_us=end,
+            created_from_us=created_from,
+            created_until_us=created_until,
+        )
+
+    def _created(self, us: int | None) -> int | None:
+        return us if self.contract.created_time else None
+
+
+def digest(behaviors: Behaviors) -> str:
+    """A digest of behaviors' content, for telling whether a tick's members are what they were."""
+    state = hashlib.blake2b(digest_size=16)
+    for array in (behaviors.entities, behaviors.items):
+        state.update("\0".join(map(str, array)).encode() if array.dtype == object else array.tobytes())
+    for array in (behaviors.offsets, behaviors.times_us, behaviors.behavior_types, behaviors.values):
+        state.update(array.tobytes())
+    return state.hexdigest()
+
+
+def counts_of(prepared: Prepared) -> Mapping[str, int]:
+    """What became of a tick's behaviors, in the ledger's words: read = applied + deduplicated + quarantined."""
+    counts = prepared.counts
+    quarantined = {f"quarantined: {reason}": number for reason, number in counts.quarantined.items()}
+    return {
+        "read": counts.read,
+        "applied": counts.accepted,
+        "deduplicated": counts.deduplicated,
+        **quarantined,
+    }
+
+
+def _first_us(raw: pa.Table, contract: BehaviorContract, default: int) -> int:
+    """Event time of the earliest row, in microseconds."""
+    import pyarrow.compute as pc
+
+    if raw.num_rows == 0:
+        return default
+    earliest = pc.min(raw[contract.event_time]).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).as_py()
+    return default if earliest is None else int(earliest)

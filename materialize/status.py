@@ -1,0 +1,61 @@
+"""``feast-embeddings status``: encoders, generations, fills and ticks, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from feast import FeatureStore
+from rich.console import Console
+from rich.table import Table
+
+from feast_embeddings.materialize.clock import now_us
+from feast_embeddings.materialize.runner import iso
+from feast_embeddings.materialize.views import EmbeddingSpec
+from feast_embeddings.materialize.workspace import Workspace, embedding_specs
+
+
+def print_status(workspace: Workspace, store: FeatureStore, console: Console | None = None) -> None:
+    """Print what is served, in which space, how old it is, and what the ticks did."""
+    console = console or Console()
+    specs = embedding_specs(store.registry, store.project)
+    if not specs:
+        console.print(f"Project {store.project!r} declares no embedding view: run `feast apply`.")
+        return
+    console.print(_encoders(workspace, specs))
+    console.print(_fills(workspace, specs))
+    console.print(_ticks(workspace, specs))
+
+
+def _encoders(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
+    table = Table("encoder", "generation", "live since", "views", title="Encoders", title_justify="left")
+    views: dict[str, list[str]] = {}
+    for spec in specs:
+        views.setdefault(spec.encoder, []).append(spec.view)
+    for encoder, names in views.items():
+        live = workspace.ledger.live_generation(encoder)
+        since = iso(live.cutover_us) if live and live.cutover_us else "never"
+        table.add_row(encoder, str(live.generation) if live else "none", since, ", ".join(names))
+    return table
+
+
+def _fills(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
+    table = Table("view", "fill", "state", "space", "rows", "age", title="Fills", title_justify="left")
+    for spec in specs:
+        for fill in workspace.ledger.fills(view=spec.view):
+            if fill.state != "removed":
+                age = f"{max(now_us() - fill.made_us, 0) / 3_600_000_000:.1f} h"
+                table.add_row(spec.view, fill.fill, fill.state, fill.space, f"{fill.rows:,}", age)
+    return table
+
+
+def _ticks(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
+    table = Table("view", "last tick", "stands at", "read", "applied", "deduplicated", "quarantined", "policy")
+    table.title, table.title_justify = "Ticks", "left"
+    for spec in specs:
+        last = workspace.ledger.last_tick(spec.view)
+        counts = workspace.ledger.counts(spec.view)
+        quarantined = sum(number for what, number in counts.items() if what.startswith("quarantined"))
+        numbers = [f"{counts.get(what, 0):,}" for what in ("read", "applied", "deduplicated")]
+        tick = f"{last.number} ({last.kind}, {last.state})" if last else "none"
+        table.add_row(spec.view, tick, iso(last.end_us) if last else "", *numbers, f"{quarantined:,}", str(spec.policy))
+    return table

@@ -1,0 +1,281 @@
+"""Declarations for a feature repo: embedding views, the history view, pins, and how the engine reads them back."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import pandas as pd
+from feast import Entity, FeatureView, Field, FileSource, PushSource, StreamFeatureView, ValueType
+from feast.types import Array, FeastType, Float32, Int32, Int64, String
+
+from feast_embeddings.materialize.policy import Full, Policy, policy_from_json, policy_to_json
+from feast_embeddings.models import HistoryBatch, load_encoder, read_manifest
+from feast_embeddings.models.errors import ArtifactError, DeclarationError
+from feast_embeddings.transformations import contract_of
+
+TAG = "feast_embeddings."
+KIND = f"{TAG}kind"
+SPACE = f"{TAG}space"
+FEATURE = "embedding"
+STATE = "data/embeddings"
+PIN = "@"
+Tower = Literal["user", "item"]
+
+
+@dataclass(frozen=True)
+class EmbeddingSpec:
+    """What an embedding view declares, as the engine and the stores read it from its tags.
+
+    Attributes:
+        view: Name of the view.
+        join_key: Its entity's join key.
+        string_ids: The entity's ids are strings; otherwise int64.
+        tower: ``"user"`` (histories are encoded) or ``"item"`` (the encoder's item tower).
+        encoder: Name of the encoder; all views that name it share one live generation.
+        artifact: Folder of the encoder artifact, relative to the feature repo.
+        behaviors: Name of the view over the raw behaviors.
+        history: Name of the history view that this view's ticks write; empty for an item tower.
+        dim: Dimensions of the vectors.
+        policy: When to encode what, and how to blend.
+        declared_space: The artifact's space when the view was applied, or None where there was no artifact yet.
+        log: Folder of the embedding log, relative to the feature repo.
+        ttl_us: Age in microseconds past which a vector is no longer served; 0: it is served forever.
+    """
+
+    view: str
+    join_key: str
+    string_ids: bool
+    tower: Tower
+    encoder: str
+    artifact: str
+    behaviors: str
+    history: str
+    dim: int
+    policy: Policy
+    declared_space: str | None
+    log: str
+    ttl_us: int
+
+
+def embedding_view(
+    name: str,
+    *,
+    entity: Entity,
+    behaviors: FeatureView,
+    history: FeatureView,
+    encoder: str,
+    dim: int,
+    policy: Policy,
+    artifact: str | None = None,
+    ttl: timedelta = timedelta(0),
+    state: str = STATE,
+    description: str = "",
+) -> StreamFeatureView:
+    """Declare the embedding of an entity's behaviors: a view with one feature, ``embedding``, float32 [dim].
+
+    Args:
+        name: Name of the view.
+        entity: The entity that behaves.
+        behaviors: The view over its raw behaviors (:func:`feast_embeddings.transformations.behaviors_view`).
+        history: The view its ticks keep histories in (:func:`history_view`); one per embedding view.
+        encoder: Name of the encoder; views of one encoder are cut over together.
+        dim: Dimensions of the encoder's vectors.
+        policy: ``Incremental``, ``Full`` or ``Hybrid``.
+        artifact: Folder of the encoder artifact, relative to the feature repo. Default ``data/encoders/<encoder>``.
+        ttl: Age past which a vector is no longer served, online or offline. Default: forever.
+        state: Folder that holds the embedding log, relative to the feature repo.
+        description: For people.
+
+    Raises:
+        DeclarationError: ``behaviors`` or ``history`` is not such a view, or the artifact at hand has another
+            dimension than ``dim``.
+    """
+    contract_of(behaviors)
+    if history.tags.get(KIND) != "history":
+        raise DeclarationError(f"embedding_view {name!r}: history={history.name!r} was not made by history_view().")
+    tags = {"tower": "user", "behaviors": behaviors.name, "history": history.name}
+    return _view(name, entity, encoder, dim, policy, artifact, ttl, state, description, tags)
+
+
+def item_embedding_view(
+    name: str,
+    *,
+    entity: Entity,
+    encoder: str,
+    dim: int,
+    policy: Policy | None = None,
+    artifact: str | None = None,
+    ttl: timedelta = timedelta(0),
+    state: str = STATE,
+    description: str = "",
+) -> StreamFeatureView:
+    """Declare the item tower of an encoder: the vectors of the items it was trained on.
+
+    Arguments are those of :func:`embedding_view`. An item's vector changes only with the encoder, so the default
+    policy is a refresh whenever the encoder's space is new.
+    """
+    tags = {"tower": "item", "behaviors": "", "history": ""}
+    return _view(name, entity, encoder, dim, policy or Full(), artifact, ttl, state, description, tags)
+
+
+def history_view(name: str, *, entity: Entity, behaviors: FeatureView, ttl: timedelta = timedelta(0)) -> FeatureView:
+    """Declare where an entity's last behaviors are served from: raw item ids, type codes, times and values.
+
+    An ordinary view with four list features, oldest first; ticks of its embedding view write it. Times are
+    microseconds since the epoch, UTC; type codes follow the contract's list of behavior types.
+    """
+    contract = contract_of(behaviors)
+    item: FeastType = Array(String) if contract.item_dtype == "string" else Array(Int64)
+    source = behaviors.batch_source
+    return FeatureView(
+        name=name,
+        entities=[entity],
+        ttl=ttl,
+        schema=[
+            Field(name=entity.join_key, dtype=_id_type(entity)),
+            Field(name="history_items", dtype=item),
+            Field(name="history_types", dtype=Array(Int32)),
+            Field(name="history_times", dtype=Array(Int64)),
+            Field(name="history_values", dtype=Array(Float32)),
+        ],
+        source=source,
+        tags={KIND: "history", f"{TAG}behaviors": behaviors.name},
+    )
+
+
+def pinned(view: FeatureView, space: str) -> FeatureView:
+    """A projection of ``view`` that reads one space for ever, live or retained, for use in a feature service.
+
+    Reads of a retired space raise SpaceError. Features of the projection are named ``<view>@<space>``.
+    """
+    projection = copy.deepcopy(view)
+    projection.projection.name_alias = f"{view.name}{PIN}{space}"
+    return projection
+
+
+def is_embedding(view: FeatureView) -> bool:
+    """Whether ``view`` was declared by :func:`embedding_view` or :func:`item_embedding_view`."""
+    return bool(view.tags.get(KIND) == "embedding")
+
+
+def spec_of(view: FeatureView) -> EmbeddingSpec:
+    """Read the declaration back from a view's tags; raises DeclarationError for a view that has none."""
+    if not is_embedding(view):
+        raise DeclarationError(f"View {view.name!r} is not an embedding view: declare it with embedding_view().")
+    tags = {key.removeprefix(TAG): value for key, value in view.tags.items()}
+    (field,) = (field for field in view.features if field.name == FEATURE)
+    key = view.entity_columns[0]
+    return EmbeddingSpec(
+        view=view.name,
+        join_key=key.name,
+        string_ids=key.dtype == String,
+        tower=cast(Tower, tags["tower"]),
+        encoder=tags["encoder"],
+        artifact=tags["artifact"],
+        behaviors=tags["behaviors"],
+        history=tags["history"],
+        dim=int(tags["dim"]),
+        policy=policy_from_json(tags["policy"]),
+        declared_space=field.tags.get(SPACE),
+        log=str(Path(view.batch_source.path).parent.parent),
+        ttl_us=round((view.ttl or timedelta(0)).total_seconds() * 1_000_000),
+    )
+
+
+def embed_behaviors(frame: pd.DataFrame) -> pd.DataFrame:
+    """The stream transformation of an embedding view: histories in, vectors out, on cuda, mps or cpu.
+
+    Args:
+        frame: One row per entity, with the four list features of :func:`history_view` and ``event_timestamp``
+            (the time the history stands at); ``frame.attrs["artifact"]`` names the encoder artifact.
+
+    Returns:
+        ``frame`` without the history, with ``embedding``: a list of float32 [dim] per row.
+    """
+    artifact = frame.attrs.get("artifact")
+    if not artifact:
+        raise ArtifactError("embed_behaviors needs frame.attrs['artifact'], the folder of a trained encoder.")
+
+    lengths = frame["history_items"].map(len).to_numpy(np.int64)
+    as_of = frame["event_timestamp"].to_numpy("datetime64[us]").astype(np.int64)
+
+    def flat(column: str, dtype: type) -> np.ndarray:
+        return np.concatenate([np.empty(0, dtype), *frame[column]]).astype(dtype)
+
+    items = frame["history_items"]
+    text = bool(len(items)) and any(isinstance(item, str) for item in items.iloc[0])
+    batch = HistoryBatch(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=flat("history_items", object if text else np.int64),
+        behavior_types=flat("history_types", np.int32),
+        times=flat("history_times", np.int64),
+        values=flat("history_values", np.float32),
+        as_of=as_of,
+    )
+    vectors = load_encoder(artifact).encode(batch)
+    kept = frame[[column for column in frame.columns if not column.startswith("history_")]]
+    return kept.assign(**{FEATURE: list(vectors)})
+
+
+def _view(
+    name: str,
+    entity: Entity,
+    encoder: str,
+    dim: int,
+    policy: Policy,
+    artifact: str | None,
+    ttl: timedelta,
+    state: str,
+    description: str,
+    tags: dict[str, str],
+) -> StreamFeatureView:
+    if dim <= 0:
+        raise DeclarationError(f"Embedding view {name!r}: dim={dim} is not a dimension: use the encoder's, such as 64.")
+    if PIN in name:
+        raise DeclarationError(f"Embedding view {name!r}: a name must not contain {PIN!r}: it marks a pinned space.")
+    artifact = artifact or f"data/encoders/{encoder}"
+    log = FileSource(
+        name=f"{name}_log",
+        path=f"{state}/log/{name}/live/*.parquet",
+        timestamp_field="event_timestamp",
+    )
+    declared = {"kind": "embedding", "encoder": encoder, "artifact": artifact, "dim": str(dim)}
+    declared |= {"policy": policy_to_json(policy)} | tags
+    return StreamFeatureView(
+        name=name,
+        entities=[entity],
+        ttl=ttl,
+        schema=[
+            Field(name=entity.join_key, dtype=_id_type(entity)),
+            Field(name=FEATURE, dtype=Array(Float32), tags=_space_tag(name, artifact, dim)),
+        ],
+        source=PushSource(name=f"{name}_push", batch_source=log),
+        mode="pandas",
+        udf=embed_behaviors,
+        udf_string="feast_embeddings.materialize.embed_behaviors",
+        timestamp_field="event_timestamp",
+        description=description,
+        tags={f"{TAG}{key}": value for key, value in declared.items()},
+    )
+
+
+def _space_tag(view: str, artifact: str, dim: int) -> dict[str, str]:
+    """The artifact's space, so that `feast apply` declares it; nothing before the first training."""
+    if not Path(artifact).exists():
+        return {}
+    manifest = read_manifest(Path(artifact))
+    if manifest.dim != dim:
+        raise DeclarationError(
+            f"Embedding view {view!r} declares dim={dim}, but the encoder at {artifact!r} has {manifest.dim}: "
+            f"write dim={manifest.dim}, or train an encoder of {dim} dimensions."
+        )
+    return {SPACE: manifest.space}
+
+
+def _id_type(entity: Entity) -> FeastType:
+    return String if entity.value_type == ValueType.STRING else Int64
