@@ -1,0 +1,102 @@
+"""Where the online store is: what a ``connection_string`` means, and how errors name it without its password."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import redis
+
+from feast_embeddings.models.errors import OnlineStoreError
+
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = Path("data/valkey")
+_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A server, resolved from a connection string.
+
+    Attributes:
+        kind: ``embedded`` (``target`` is a folder), ``url`` (a redis-py URL) or ``stock`` (Feast's own form).
+        target: Folder, URL or stock connection string.
+    """
+
+    kind: Literal["embedded", "url", "stock"]
+    target: str
+
+    def __str__(self) -> str:
+        """The address as messages show it: no user, no password."""
+        if self.kind == "embedded":
+            return f"the embedded server of {self.target}"
+        if self.kind == "url":
+            return _without_secrets(self.target)
+        return ",".join(part for part in self.target.split(",") if "=" not in part or part.startswith("db="))
+
+
+def address_of(connection_string: str, repo_path: Path | None) -> Address:
+    """The address that a connection string names.
+
+    Args:
+        connection_string: ``embedded``, ``embedded:<folder>``, ``redis://``, ``rediss://`` or ``unix://`` URL
+            (user and password percent-encoded), or Feast's ``host:port,db=0,…``.
+        repo_path: The feature repo, to which the embedded server's folder is relative.
+
+    Raises:
+        OnlineStoreError: ``embedded`` without a feature repo to keep its data in.
+    """
+    if connection_string.startswith(_SCHEMES):
+        return Address("url", connection_string)
+    name, _, folder = connection_string.partition(":")
+    if name != EMBEDDED:
+        return Address("stock", connection_string)
+    path = Path(folder or EMBEDDED_FOLDER)
+    if not path.is_absolute() and repo_path is None:
+        raise OnlineStoreError(
+            f"connection_string {connection_string!r} keeps its data under the feature repo, and this "
+            "RepoConfig has no repo_path; name an absolute folder: embedded:/var/lib/features."
+        )
+    return Address("embedded", str((repo_path or Path()) / path))
+
+
+@contextmanager
+def naming(address: Address) -> Iterator[None]:
+    """Turns redis-py's errors into OnlineStoreError that names the address and the remedy.
+
+    Raises:
+        OnlineStoreError: Any error of redis-py inside the block.
+    """
+    try:
+        yield
+    except (redis.AuthenticationError, redis.exceptions.AuthorizationError) as error:
+        raise OnlineStoreError(
+            f"Redis at {address} refused the credentials ({_redacted(error, address)}). "
+            "Check user and password in online_store.connection_string of feature_store.yaml."
+        ) from None
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise OnlineStoreError(
+            f"Redis at {address} cannot be reached ({_redacted(error, address)}). Start it, or correct "
+            "online_store.connection_string in feature_store.yaml ('embedded' needs no server)."
+        ) from None
+    except redis.RedisError as error:
+        raise OnlineStoreError(
+            f"Redis at {address} refused a command ({_redacted(error, address)}). "
+            "Check its log, its free memory and the rights of its user."
+        ) from error
+
+
+def _redacted(error: Exception, address: Address) -> str:
+    return str(error).replace(address.target, str(address))
+
+
+def _without_secrets(url: str) -> str:
+    parts = urlsplit(url)
+    query = re.sub(r"(^|&)(password|username|[^&=]*_password)=[^&]*", "", parts.query).strip("&")
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=host, query=query).geturl()

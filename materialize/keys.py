@@ -1,0 +1,139 @@
+"""Every name this package uses in Redis, and the view tags that lead to them.
+
+Keys and hash fields follow stock Feast's layout (entity key serialization version 3, murmur3 field names),
+so a stock client finds and decodes what is written here.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from feast.infra.key_encoding_utils import serialize_entity_key_prefix
+from feast.infra.online_stores.helpers import _mmh3
+from feast.protos.feast.types.Value_pb2 import ValueType
+
+from feast_embeddings.models.batch import Ids
+
+KIND_TAG = "feast_embeddings.kind"
+"""Tag of a view this package serves: ``embedding`` or ``history``."""
+ENCODER_TAG = "feast_embeddings.encoder"
+"""Tag of an embedding view: the name of its encoder."""
+DIM_TAG = "feast_embeddings.dim"
+"""Tag of an embedding view: the dimensions of its vectors."""
+EMBEDDING_KIND = "embedding"
+HISTORY_KIND = "history"
+
+HISTORY_ITEMS = "history_items"
+HISTORY_TYPES = "history_types"
+HISTORY_TIMES = "history_times"
+HISTORY_VALUES = "history_values"
+HISTORY_FEATURES = (HISTORY_ITEMS, HISTORY_TYPES, HISTORY_TIMES, HISTORY_VALUES)
+"""Features of a history view: items (int64 or string), types (int32), times (int64 us), values (float32)."""
+
+_GLOB = re.compile(rb"([*?\[\]\\^])")
+
+
+def qualified(view: str, fill: str) -> str:
+    """Name under which a fill's fields are stored: ``<view>@<fill>``."""
+    return f"{view}@{fill}"
+
+
+@lru_cache(maxsize=4096)
+def feature_field(name: str, feature: str) -> bytes:
+    """Hash field of a feature: 4 bytes; ``name`` is a view, or a view qualified by its fill."""
+    return bytes(_mmh3(f"{name}:{feature}"))
+
+
+def timestamp_field(name: str) -> bytes:
+    """Hash field of the event timestamp of ``name``."""
+    return f"_ts:{name}".encode()
+
+
+def tick_field(name: str) -> bytes:
+    """Hash field of the tick that wrote ``name``; its value is ``<tick>:<tick_end_us>``."""
+    return f"_tick:{name}".encode()
+
+
+def manifest_key(project: str, encoder: str) -> str:
+    """Key of the string that holds an encoder's live manifest."""
+    return f"feast-embeddings:{project}:manifest:{encoder}"
+
+
+def entity_ids(ids: Ids | Sequence[int] | Sequence[str]) -> Ids:
+    """``ids`` as the package keeps them: int64 [n], or Python strings in an object array [n].
+
+    Raises:
+        TypeError: The ids are neither integers nor strings.
+    """
+    array = np.asarray(ids)
+    if array.size == 0:
+        return array.astype(np.int64) if array.dtype != object else array
+    if np.issubdtype(array.dtype, np.integer):
+        return array.astype(np.int64, copy=False)
+    if array.dtype.kind in "UO" and all(isinstance(value, str) for value in array.tolist()):
+        return np.asarray(array.tolist(), dtype=object)
+    raise TypeError(f"Entity ids are int64 or strings, not {array.dtype}; cast them before the call.")
+
+
+def entity_keys(project: str, join_key: str, ids: Ids) -> list[bytes]:
+    """Redis keys of entities with one join key, bit for bit those of stock Feast.
+
+    Args:
+        project: Feast project.
+        join_key: The entity's join key.
+        ids: int64 [n], or an object array [n] of strings.
+
+    Returns:
+        n keys: ``serialize_entity_key(…, 3) + project``.
+    """
+    prefix, suffix = serialize_entity_key_prefix([join_key]), project.encode()
+    if ids.dtype == object:
+        kind = prefix + struct.pack("<I", ValueType.STRING)
+        raw = [value.encode() for value in ids]
+        return [b"".join((kind, struct.pack("<I", len(value)), value, suffix)) for value in raw]
+    head = np.frombuffer(prefix + struct.pack("<II", ValueType.INT64, 8), np.uint8)
+    values = ids.astype("<i8").view(np.uint8).reshape(len(ids), 8)
+    return rows_as_bytes(_between(head, values, np.frombuffer(suffix, np.uint8)))
+
+
+def _between(
+    head: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8], tail: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8]:
+    n = len(rows)
+    parts = [np.broadcast_to(head, (n, len(head))), rows, np.broadcast_to(tail, (n, len(tail)))]
+    return np.concatenate(parts, axis=1)
+
+
+def rows_as_bytes(matrix: npt.NDArray[np.uint8]) -> list[bytes]:
+    """One ``bytes`` per row of a uint8 matrix [n, width], width > 0."""
+    rows = np.ascontiguousarray(matrix).view(f"V{matrix.shape[1]}")
+    return rows.ravel().tolist()
+
+
+def scan_pattern(project: str, join_keys: Sequence[str]) -> bytes:
+    """Glob for ``SCAN`` that matches every entity key of a project, and a few more: see :func:`belongs`."""
+    prefix = serialize_entity_key_prefix(list(join_keys))
+    return _GLOB.sub(rb"\\\1", prefix) + b"*" + _GLOB.sub(rb"\\\1", project.encode())
+
+
+def belongs(key: bytes, project: str, join_keys: Sequence[str]) -> bool:
+    """Whether ``key`` is an entity key of exactly this project and these join keys.
+
+    A suffix match is not enough: keys of project ``xa`` end with ``a`` too. The lengths inside the key tell
+    where its values end; what follows must be the project, whole.
+    """
+    prefix = serialize_entity_key_prefix(list(join_keys))
+    if not key.startswith(prefix):
+        return False
+    position = len(prefix)
+    for _ in join_keys:
+        if len(key) < position + 8:
+            return False
+        (length,) = struct.unpack_from("<I", key, position + 4)
+        position += 8 + length
+    return key[position:] == project.encode()

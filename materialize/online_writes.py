@@ -1,0 +1,347 @@
+"""What ticks do in Redis: guarded writes, the state they start from, the cutover, and the removal of a fill.
+
+Every write carries its tick's number, and Redis itself keeps a row whose stored number is equal or larger. So
+writing a tick again, in part or in whole, in any order, ends in the same rows: at least once becomes exactly once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import redis
+from feast import RepoConfig
+from redis.crc import key_slot
+
+from feast_embeddings.materialize import keys, wire
+from feast_embeddings.materialize.deletion import delete_fill
+from feast_embeddings.materialize.manifest import Manifest
+from feast_embeddings.models.batch import Float32s, HistoryBatch, Ids, Int64s
+from feast_embeddings.models.errors import OnlineStoreError
+
+if TYPE_CHECKING:
+    from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
+
+CHUNK_ROWS: Final = 1000  # rows per script call: Redis serves no one else meanwhile, for about a millisecond
+_READ_ROWS: Final = 5000
+OnChunk = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FillRows:
+    """Rows of a fill, in the order of the ids asked for.
+
+    Attributes:
+        vectors: float32 [n, dim]; zero where not found.
+        found: bool [n].
+        event_time_us: int64 [n], microseconds; 0 where not found.
+        tick: int64 [n], number of the tick that wrote the row; -1 where not found.
+        tick_end_us: int64 [n], end of that tick in microseconds; 0 where not found.
+    """
+
+    vectors: Float32s
+    found: npt.NDArray[np.bool_]
+    event_time_us: Int64s
+    tick: Int64s
+    tick_end_us: Int64s
+
+
+def write_fill(
+    store: EmbeddingOnlineStore,
+    config: RepoConfig,
+    view_name: str,
+    join_key: str,
+    fill: str,
+    feature: str,
+    tick: int,
+    tick_end_us: int,
+    event_time_us: int,
+    ids: Ids,
+    vectors: Float32s,
+    chunk_rows: int = CHUNK_ROWS,
+    on_chunk: OnChunk | None = None,
+) -> int:
+    """Writes a tick's vectors (float32 [n, dim]) of entities ``ids`` [n] into a fill.
+
+    Args:
+        store: The online store.
+        config: Its feature repo's configuration.
+        view_name: The embedding view.
+        join_key: Join key of its entity.
+        fill: Name of the fill.
+        feature: Name of the feature that holds the vector.
+        tick: The tick's number, below 2 ** 53.
+        tick_end_us: End of the tick, in microseconds.
+        event_time_us: The rows' event timestamp, in microseconds.
+        ids: Entities, int64 or strings.
+        vectors: One row per entity.
+        chunk_rows: Rows per call; each call is atomic, the whole is not.
+        on_chunk: Called after each call with the rows sent so far; what it raises stops the write.
+
+    Returns:
+        Rows written; those that a tick of the same or a larger number wrote before are left as they are.
+
+    Raises:
+        OnlineStoreError: Redis cannot be reached, or refused.
+    """
+    writer = _Writer(store, config, keys.qualified(view_name, fill), [feature], tick, tick_end_us, event_time_us)
+    encoded = (
+        (keys.entity_keys(config.project, join_key, ids[rows]), [wire.encode_vectors(vectors[rows])])
+        for rows in _slices(len(ids), chunk_rows)
+    )
+    return writer.write(encoded, on_chunk)
+
+
+def write_history(
+    store: EmbeddingOnlineStore,
+    config: RepoConfig,
+    view_name: str,
+    join_key: str,
+    tick: int,
+    tick_end_us: int,
+    event_time_us: int,
+    ids: Ids,
+    batch: HistoryBatch,
+    item_dtype: str,
+    chunk_rows: int = CHUNK_ROWS,
+    on_chunk: OnChunk | None = None,
+) -> int:
+    """Writes the histories (``batch``, n of them) of entities ``ids`` [n], as :func:`write_fill`.
+
+    ``item_dtype`` is ``int64`` or ``string``.
+    """
+    writer = _Writer(store, config, view_name, keys.HISTORY_FEATURES, tick, tick_end_us, event_time_us)
+    encoded = (
+        (
+            keys.entity_keys(config.project, join_key, ids[rows]),
+            _encode_histories(batch.take(np.arange(len(ids), dtype=np.int64)[rows]), item_dtype),
+        )
+        for rows in _slices(len(ids), chunk_rows)
+    )
+    return writer.write(encoded, on_chunk)
+
+
+def read_fill(
+    store: EmbeddingOnlineStore,
+    config: RepoConfig,
+    view_name: str,
+    join_key: str,
+    fill: str,
+    feature: str,
+    dim: int,
+    ids: Ids,
+) -> FillRows:
+    """The rows of entities ``ids`` in one fill, live or not; no ttl is applied.
+
+    Raises:
+        OnlineStoreError: Redis cannot be reached.
+        SpaceError: A stored vector is not of ``dim`` dimensions.
+    """
+    name = keys.qualified(view_name, fill)
+    fields = [keys.feature_field(name, feature), keys.timestamp_field(name), keys.tick_field(name)]
+    values, stamps, ticks = _read_columns(store, config, join_key, ids, fields)
+    vectors, found = wire.decode_vectors(values, dim, view_name)
+    tick, tick_end_us = _decode_ticks(ticks)
+    return FillRows(vectors, found, wire.decode_timestamps(stamps), tick, tick_end_us)
+
+
+def read_history(
+    store: EmbeddingOnlineStore,
+    config: RepoConfig,
+    view_name: str,
+    join_key: str,
+    ids: Ids,
+    as_of_us: int,
+    item_dtype: str,
+) -> HistoryBatch:
+    """The stored histories of entities ``ids``, empty where there is none.
+
+    ``item_dtype`` is ``int64`` or ``string``. ``as_of_us`` is what the batch states; behaviors at or after it,
+    if any are stored, are left out.
+
+    Raises:
+        OnlineStoreError: Redis cannot be reached, or holds something else there.
+    """
+    fields = [keys.feature_field(view_name, feature) for feature in keys.HISTORY_FEATURES]
+    items, types, times, values = _read_columns(store, config, join_key, ids, fields)
+    decode_items = wire.decode_strings if item_dtype == "string" else _decode_int64s
+    flat_items, offsets = decode_items(items, view_name)
+    flat_types, type_offsets = wire.decode_integers(types, "int32_list_val", view_name)
+    flat_times, time_offsets = _decode_int64s(times, view_name)
+    flat_values, value_offsets = wire.decode_floats(values, view_name)
+    if any(not np.array_equal(offsets, other) for other in (type_offsets, time_offsets, value_offsets)):
+        raise OnlineStoreError(
+            f"The histories of view {view_name!r} in Redis disagree in length: something else wrote to them. "
+            "Run `feast materialize` to write them anew."
+        )
+    as_of = np.full(len(ids), as_of_us, np.int64)
+    batch = HistoryBatch(offsets, flat_items, flat_types.astype(np.int32), flat_times, flat_values, as_of)
+    return _before(batch, as_of_us)
+
+
+def read_manifest(store: EmbeddingOnlineStore, config: RepoConfig, encoder: str) -> Manifest | None:
+    """The encoder's live manifest as Redis holds it now; None before the first cutover.
+
+    Raises:
+        OnlineStoreError: Redis cannot be reached, or the manifest is unreadable.
+    """
+    with store.redis(config) as client:
+        text = client.get(keys.manifest_key(config.project, encoder))
+    return store.manifests.learn(config.project, encoder, text)
+
+
+def publish_manifest(store: EmbeddingOnlineStore, config: RepoConfig, manifest: Manifest) -> None:
+    """The cutover: one atomic SET. Publishing the stored manifest again is harmless.
+
+    Raises:
+        OnlineStoreError: A manifest with the same or a larger generation is live (a rollback, too, takes a new
+            generation number), or Redis cannot be reached.
+    """
+    key, text = keys.manifest_key(config.project, manifest.encoder), manifest.to_json()
+    with store.redis(config) as client:
+        answer = _call(client, "publish_manifest.lua", [key], [text, manifest.generation]).decode()
+    if answer != "stored":
+        raise OnlineStoreError(
+            f"Generation {manifest.generation} of encoder {manifest.encoder!r} is not newer than the live one "
+            f"({answer.removeprefix('refused ')}): another job has cut over meanwhile. Read the manifest again, "
+            "and publish with a larger generation."
+        )
+    store.manifests.learn(config.project, manifest.encoder, text.encode())
+
+
+def remove_fill(
+    store: EmbeddingOnlineStore,
+    config: RepoConfig,
+    view_name: str,
+    join_key: str,
+    fill: str,
+    features: Sequence[str],
+) -> None:
+    """Removes a retired fill's fields from every entity of the project, in small steps; can be repeated.
+
+    Raises:
+        OnlineStoreError: Redis cannot be reached.
+    """
+    with store.redis(config) as client:
+        delete_fill(client, config.project, join_key, keys.qualified(view_name, fill), features)
+
+
+class _Writer:
+    """Guarded writes of one tick under one stored name."""
+
+    def __init__(
+        self,
+        store: EmbeddingOnlineStore,
+        config: RepoConfig,
+        name: str,
+        features: Sequence[str],
+        tick: int,
+        tick_end_us: int,
+        event_time_us: int,
+    ) -> None:
+        self._store, self._config = store, config
+        fields = [keys.feature_field(name, feature) for feature in features]
+        self._constants: list[Any] = [tick, keys.tick_field(name), f"{tick}:{tick_end_us}"]
+        self._constants += [keys.timestamp_field(name), wire.encode_timestamp(event_time_us)]
+        self._constants += [config.online_store.key_ttl_seconds or 0, len(fields), *fields]
+
+    def write(self, chunks: Iterator[tuple[list[bytes], list[list[bytes]]]], on_chunk: OnChunk | None) -> int:
+        """Sends chunks of keys [n] and columns of values [features][n]; the rows written."""
+        done = written = 0
+        for entity_keys, columns in chunks:
+            with self._store.redis(self._config) as client:
+                for rows in _by_slot(client, entity_keys):
+                    picked = [entity_keys[row] for row in rows] if rows else entity_keys
+                    values = [[column[row] for row in rows] if rows else column for column in columns]
+                    arguments = [*self._constants, *(value for column in values for value in column)]
+                    written += int(_call(client, "guarded_write.lua", picked, arguments))
+            done += len(entity_keys)
+            if on_chunk is not None:
+                on_chunk(done)
+        return written
+
+
+def _by_slot(client: Any, entity_keys: Sequence[bytes]) -> list[list[int]]:
+    """Rows that one script call may touch together; one empty list stands for all of them."""
+    if not isinstance(client, redis.RedisCluster):
+        return [[]]
+    slots: dict[int, list[int]] = defaultdict(list)
+    for row, key in enumerate(entity_keys):
+        slots[key_slot(key)].append(row)
+    return list(slots.values())
+
+
+@lru_cache
+def _script(name: str) -> tuple[str, str]:
+    text = files("feast_embeddings.materialize").joinpath(name).read_text(encoding="utf-8")
+    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _call(client: Any, name: str, script_keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
+    text, digest = _script(name)
+    try:
+        return client.evalsha(digest, len(script_keys), *script_keys, *arguments)
+    except redis.exceptions.NoScriptError:
+        return client.eval(text, len(script_keys), *script_keys, *arguments)
+
+
+def _read_columns(
+    store: EmbeddingOnlineStore, config: RepoConfig, join_key: str, ids: Ids, fields: Sequence[bytes]
+) -> list[list[bytes | None]]:
+    rows: list[Sequence[bytes | None]] = []
+    with store.redis(config) as client:
+        for part in _slices(len(ids), _READ_ROWS):
+            with client.pipeline(transaction=False) as pipe:
+                for key in keys.entity_keys(config.project, join_key, ids[part]):
+                    pipe.hmget(key, fields)
+                rows += pipe.execute()
+    return [[row[column] for row in rows] for column in range(len(fields))]
+
+
+def _decode_ticks(values: Sequence[bytes | None]) -> tuple[Int64s, Int64s]:
+    known: dict[bytes | None, list[int]] = {
+        value: [int(number) for number in value.split(b":")] for value in set(values) if value is not None
+    }
+    known[None] = [-1, 0]
+    pairs = np.array([known[value] for value in values], np.int64).reshape(len(values), 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _encode_histories(batch: HistoryBatch, item_dtype: str) -> list[list[bytes]]:
+    offsets = batch.offsets
+    items = (
+        wire.encode_strings(batch.items.astype(object), offsets)
+        if item_dtype == "string"
+        else wire.encode_integers(batch.items.astype(np.int64), offsets)
+    )
+    return [
+        items,
+        wire.encode_integers(batch.behavior_types, offsets),
+        wire.encode_integers(batch.times, offsets),
+        wire.encode_floats(batch.values, offsets),
+    ]
+
+
+def _decode_int64s(values: Sequence[bytes | None], view: str) -> tuple[Int64s, Int64s]:
+    return wire.decode_integers(values, "int64_list_val", view)
+
+
+def _before(batch: HistoryBatch, as_of_us: int) -> HistoryBatch:
+    kept = batch.times < as_of_us
+    if bool(kept.all()):
+        return batch
+    offsets = np.concatenate([[0], np.cumsum(kept)])[batch.offsets].astype(np.int64)
+    return HistoryBatch(
+        offsets, batch.items[kept], batch.behavior_types[kept], batch.times[kept], batch.values[kept], batch.as_of
+    )
+
+
+def _slices(rows: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, rows, size))

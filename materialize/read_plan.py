@@ -1,0 +1,276 @@
+"""What one online read asks Redis for, and what its answer means; the same for sync and async callers.
+
+A read plans with the manifests it knows, and asks for them again at the end of the same pipeline. If one has
+changed since, it plans anew. So every row of an answer comes from the generation that was live while it was
+read, and all views of one encoder from the same one. In the usual case that is a single round trip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal
+
+from feast import FeatureView, RepoConfig, utils
+from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.infra.online_stores.redis import RedisOnlineStore, _versioned_fv_name
+from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
+from feast.protos.feast.types.Value_pb2 import Value as ValueProto
+
+from feast_embeddings.materialize import clock, keys, wire
+from feast_embeddings.materialize.manifest import Manifest
+from feast_embeddings.models.batch import Int64s
+from feast_embeddings.models.errors import SpaceError
+
+Row = tuple[datetime | None, dict[str, ValueProto] | None]
+Kind = Literal["embedding", "history"]
+MAX_PLANS: Final = 10  # cutovers are rare; a reader that meets ten in a row takes the last answer
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def kind_of(table: Any) -> Kind | None:
+    """``embedding`` or ``history`` for a view of this package, None for any other."""
+    kind = (getattr(table, "tags", None) or {}).get(keys.KIND_TAG)
+    return kind if kind in (keys.EMBEDDING_KIND, keys.HISTORY_KIND) else None
+
+
+def pinned_space(table: FeatureView) -> str | None:
+    """The space a projection named ``<view>@<space>`` is pinned to; None for a plain one."""
+    alias = table.projection.name_alias or ""
+    prefix = keys.qualified(table.name, "")
+    return alias[len(prefix) :] if alias.startswith(prefix) and alias != prefix else None
+
+
+def ttl_us(table: FeatureView) -> int:
+    """The view's ttl in microseconds; 0: forever."""
+    return (table.ttl or timedelta(0)) // timedelta(microseconds=1)
+
+
+class ManifestCache:
+    """The manifests this process has seen last, by Redis key. Threads may share it: a stale one costs a retry."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[bytes, Manifest]] = {}
+
+    def get(self, project: str, encoder: str) -> Manifest | None:
+        """The manifest as last seen."""
+        known = self._known.get(keys.manifest_key(project, encoder))
+        return known[1] if known else None
+
+    def learn(self, project: str, encoder: str, text: bytes | None) -> Manifest | None:
+        """Takes in what Redis holds now.
+
+        Raises:
+            OnlineStoreError: ``text`` is not a manifest.
+        """
+        key = keys.manifest_key(project, encoder)
+        known = self._known.get(key)
+        if text is None:
+            self._known.pop(key, None)
+            return None
+        if known is None or known[0] != text:
+            known = self._known[key] = (text, Manifest.from_json(encoder, text))
+        return known[1]
+
+    def delete(self, client: Any, project: str, tables: Iterable[Any]) -> None:
+        """Removes the manifests of these views' encoders from Redis, and forgets them."""
+        embeddings = [table for table in tables if kind_of(table) == keys.EMBEDDING_KIND]
+        for encoder in {table.tags[keys.ENCODER_TAG] for table in embeddings}:
+            client.delete(keys.manifest_key(project, encoder))
+            self.learn(project, encoder, None)
+
+
+@dataclass(slots=True)
+class ViewRead:
+    """The part of a read that concerns one view.
+
+    Attributes:
+        table: The view.
+        features: Features to read, in this order.
+        entity_keys: Redis keys [n].
+        name: Name its fields are stored under; None while it has no fill.
+        problem: Why a pinned space cannot be read, by the manifest of this plan.
+        replies: One reply per key: the features' values, then the timestamp's.
+    """
+
+    table: FeatureView
+    features: list[str]
+    entity_keys: list[bytes]
+    name: str | None = None
+    problem: SpaceError | None = None
+    replies: list[Sequence[bytes | None]] = field(default_factory=list)
+
+    @property
+    def encoder(self) -> str | None:
+        """Encoder whose manifest names the fill; None for a view that has no fills."""
+        return self.table.tags[keys.ENCODER_TAG] if kind_of(self.table) == keys.EMBEDDING_KIND else None
+
+    def resolve(self, config: RepoConfig, manifests: Mapping[str, Manifest | None]) -> None:
+        """Finds the name under which the view is stored."""
+        self.problem = None
+        if self.encoder is None:
+            plain = kind_of(self.table) is None
+            self.name = _versioned_fv_name(self.table, config) if plain else self.table.name
+            return
+        manifest = manifests[self.encoder] or Manifest(self.encoder, 0, {})
+        try:
+            fill = manifest.fill_of(self.table.name, pinned_space(self.table))
+        except SpaceError as error:
+            fill, self.problem = None, error
+        self.name = keys.qualified(self.table.name, fill.fill) if fill else None
+
+    def fields(self) -> list[bytes] | None:
+        """Hash fields to ask for; None if there is nothing to ask."""
+        if self.name is None:
+            return None
+        asked = [keys.feature_field(self.name, feature) for feature in self.features]
+        return [*asked, keys.timestamp_field(self.name)]
+
+    def times_us(self) -> Int64s:
+        """Event times int64 [n] in microseconds; 0 where there is no row."""
+        return wire.decode_timestamps([reply[-1] for reply in self.replies])
+
+    def rows(self) -> tuple[list[Row], list[int]]:
+        """Rows as Feast wants them, and the positions of those past the ttl, whose values are withheld."""
+        if self.name is None:
+            return [(None, None)] * len(self.entity_keys), []
+        ttl, now = ttl_us(self.table), clock.now_us()
+        rows: list[Row] = []
+        expired: list[int] = []
+        for position, (us, reply) in enumerate(zip(self.times_us().tolist(), self.replies, strict=True)):
+            if reply[-1] is None:
+                rows.append((None, None))
+            elif 0 < ttl < now - us:
+                rows.append((_EPOCH + timedelta(microseconds=us), None))
+                expired.append(position)
+            else:
+                rows.append((_EPOCH + timedelta(microseconds=us), _values(self.features, reply)))
+        return rows, expired
+
+
+def _values(features: Sequence[str], reply: Sequence[bytes | None]) -> dict[str, ValueProto]:
+    return {feature: ValueProto.FromString(value or b"") for feature, value in zip(features, reply[:-1], strict=True)}
+
+
+class Read:
+    """A plan for several views: queue it, then ask whether the replies settle it, until they do."""
+
+    def __init__(self, cache: ManifestCache, config: RepoConfig, views: list[ViewRead]) -> None:
+        self.views = views
+        self._cache, self._config = cache, config
+        self._plans = 0
+        encoders = dict.fromkeys(view.encoder for view in views)
+        self.manifests = {e: cache.get(config.project, e) for e in encoders if e is not None}
+        self._resolve()
+
+    def _resolve(self) -> None:
+        self._plans += 1
+        for view in self.views:
+            view.resolve(self._config, self.manifests)
+
+    def queue(self, pipe: Any) -> None:
+        """Queues the rows of every view, then the manifests: sync and async pipelines queue alike."""
+        for view in self.views:
+            fields = view.fields()
+            for key in view.entity_keys if fields else ():
+                pipe.hmget(key, fields)
+        for encoder in self.manifests:
+            pipe.get(keys.manifest_key(self._config.project, encoder))
+
+    def settled(self, replies: list[Any]) -> bool:
+        """Takes the replies in; False if a manifest has changed, and the read must be queued once more.
+
+        Raises:
+            SpaceError: A view is pinned to a space that is not served.
+            OnlineStoreError: A manifest is unreadable.
+        """
+        rows = len(replies) - len(self.manifests)
+        current = {
+            encoder: self._cache.learn(self._config.project, encoder, text)
+            for encoder, text in zip(self.manifests, replies[rows:], strict=True)
+        }
+        if current != self.manifests and self._plans < MAX_PLANS:
+            self.manifests = current
+            self._resolve()
+            return False
+        start = 0
+        for view in self.views:
+            if view.problem is not None:
+                raise view.problem
+            stop = start + (len(view.entity_keys) if view.name is not None else 0)
+            view.replies = replies[start:stop]
+            start = stop
+        return True
+
+
+class RowsRead(Read):
+    """One view, by stock entity keys: behind ``online_read``."""
+
+    def __init__(
+        self,
+        cache: ManifestCache,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: Sequence[EntityKeyProto],
+        features: Sequence[str] | None,
+    ) -> None:
+        wanted = list(features) if features else [feature.name for feature in table.features]
+        super().__init__(cache, config, [ViewRead(table, wanted, _redis_keys(config, entity_keys))])
+
+    def rows(self) -> list[Row]:
+        """One row per entity key."""
+        return self.views[0].rows()[0]
+
+
+class ResponseRead(Read):
+    """All views of a ``get_online_features`` call, ordinary ones included."""
+
+    def __init__(
+        self,
+        store: RedisOnlineStore,
+        cache: ManifestCache,
+        config: RepoConfig,
+        grouped_refs: Sequence[tuple[FeatureView, list[str]]],
+        join_key_values: Any,
+        entity_name_to_join_key_map: Any,
+        online_features_response: GetOnlineFeaturesResponse,
+        full_feature_names: bool,
+        include_feature_view_version_metadata: bool,
+    ) -> None:
+        self._store, self._response = store, online_features_response
+        self._options = (full_feature_names, include_feature_view_version_metadata)
+        self._places: list[tuple[Any, int]] = []
+        views = []
+        for table, features in grouped_refs:
+            entities, places, rows = utils._get_unique_entities(table, join_key_values, entity_name_to_join_key_map)
+            self._places.append((places, rows))
+            protos = utils._get_entity_key_protos(entities)
+            views.append(ViewRead(table, list(features), _redis_keys(config, protos)))
+        super().__init__(cache, config, views)
+
+    def respond(self) -> None:
+        """Fills the response, view after view."""
+        for view, (places, length) in zip(self.views, self._places, strict=True):
+            if kind_of(view.table) is None:
+                asked = [*view.features, f"_ts:{view.name}"]  # stock Feast leaves it in, and drops it later
+                rows = self._store._convert_redis_values_to_protobuf(view.replies, view.name or "", asked)
+                self._populate(view.table, asked, rows, places, length)
+                continue
+            rows, expired = view.rows()
+            self._populate(view.table, view.features, rows, places, length)
+            for vector in self._response.results[len(self._response.results) - len(view.features) :]:
+                for place in (place for position in expired for place in places[position]):
+                    vector.statuses[place] = FieldStatus.OUTSIDE_MAX_AGE
+
+    def _populate(self, table: FeatureView, features: list[str], rows: list[Row], places: Any, length: int) -> None:
+        full_names, with_versions = self._options
+        utils._populate_response_from_feature_data(
+            features, rows, places, self._response, full_names, table, length, with_versions
+        )
+
+
+def _redis_keys(config: RepoConfig, entity_keys: Iterable[EntityKeyProto]) -> list[bytes]:
+    project, version = config.project.encode(), config.entity_key_serialization_version
+    return [serialize_entity_key(key, version) + project for key in entity_keys]

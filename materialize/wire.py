@@ -1,0 +1,248 @@
+"""Matrices and histories ↔ the bytes of Feast's ``ValueProto``, without a Python object per number.
+
+Encoding: https://protobuf.dev/programming-guides/encoding/. A list value is two nested length-delimited
+fields: ``ValueProto.<kind>_list_val`` holds a message whose field 1 is packed (numbers) or repeated
+(strings). Strings go through the protobuf runtime, one message per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from feast.protos.feast.types.Value_pb2 import StringList
+from feast.protos.feast.types.Value_pb2 import Value as ValueProto
+from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from feast_embeddings.materialize.keys import rows_as_bytes
+from feast_embeddings.models.batch import Float32s, Int32s, Int64s
+from feast_embeddings.models.errors import OnlineStoreError, SpaceError
+
+Bytes = npt.NDArray[np.uint8]
+_PACKED = b"\x0a"  # field 1, length-delimited
+
+
+def encode_vectors(matrix: Float32s) -> list[bytes]:
+    """float32 [n, d] → n serialized ``ValueProto(float_list_val=…)``."""
+    n, d = matrix.shape
+    header = np.frombuffer(_header("float_list_val", 4 * d), np.uint8)
+    floats = np.ascontiguousarray(matrix, dtype="<f4").view(np.uint8).reshape(n, 4 * d)
+    return rows_as_bytes(np.concatenate([np.broadcast_to(header, (n, len(header))), floats], axis=1))
+
+
+def decode_vectors(
+    values: Sequence[bytes | None], dim: int, view: str
+) -> tuple[Float32s, npt.NDArray[np.bool_]]:
+    """Serialized float lists → float32 [n, dim] and found bool [n]; rows without a value are zero.
+
+    Args:
+        values: As Redis returned them; None or empty where there is no value.
+        dim: Expected length of every list.
+        view: Name for the error message.
+
+    Raises:
+        SpaceError: A list has another length.
+        OnlineStoreError: A value is no float list.
+    """
+    found = np.fromiter((bool(value) for value in values), np.bool_, len(values))
+    present = [value for value in values if value]
+    header = _header("float_list_val", 4 * dim)
+    width = len(header) + 4 * dim
+    rows = present
+    if any(len(value) != width for value in present) or not _share_header(present, header):
+        rows = [_canonical_vector(value, dim, view) for value in present]
+    out = np.zeros((len(values), dim), np.float32)
+    if rows:
+        raw = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), width)
+        out[found] = np.ascontiguousarray(raw[:, len(header) :]).view("<f4")
+    return out, found
+
+
+def vector_length(value: bytes, view: str) -> int:
+    """Number of floats in one serialized float list.
+
+    Raises:
+        OnlineStoreError: The value is no float list.
+    """
+    return len(_parse(value, "float_list_val", view).float_list_val.val)
+
+
+def _share_header(values: Sequence[bytes], header: bytes) -> bool:
+    return all(value.startswith(header) for value in values)
+
+
+def _canonical_vector(value: bytes, dim: int, view: str) -> bytes:
+    proto = _parse(value, "float_list_val", view)
+    length = len(proto.float_list_val.val)
+    if length != dim:
+        raise SpaceError(
+            f"Feature view {view!r} holds a vector of length {length} where {dim} is expected: "
+            "it was written by another encoder. Run `feast materialize` to fill the view anew."
+        )
+    return bytes(proto.SerializeToString())
+
+
+def _parse(value: bytes, kind: str, view: str) -> ValueProto:
+    """The value as a message; its own serialization is the canonical one this module reads."""
+    try:
+        proto: ValueProto = ValueProto.FromString(value)
+    except DecodeError as error:
+        raise OnlineStoreError(f"{_undecodable(view)} ({error})") from error
+    if proto.WhichOneof("val") != kind:
+        raise OnlineStoreError(f"{_undecodable(view)}: {proto.WhichOneof('val')} where {kind} is expected")
+    return proto
+
+
+def _undecodable(view: str) -> str:
+    return f"A value of feature view {view!r} in Redis is not one this package wrote; refill the view"
+
+
+def encode_floats(values: Float32s, offsets: Int64s) -> list[bytes]:
+    """Ragged float32 → one serialized float list per row ``values[offsets[i]:offsets[i + 1]]``."""
+    body = np.ascontiguousarray(values, dtype="<f4").tobytes()
+    return _framed("float_list_val", body, 4 * offsets)
+
+
+def encode_integers(values: Int64s | Int32s, offsets: Int64s) -> list[bytes]:
+    """Ragged int64 or int32 → one serialized int64 or int32 list per row."""
+    kind = "int32_list_val" if values.dtype == np.int32 else "int64_list_val"
+    body, ends = _varints(values.astype(np.int64).view(np.uint64))
+    bounds = np.concatenate([[0], ends])[offsets]
+    return _framed(kind, body.tobytes(), bounds)
+
+
+def encode_strings(values: npt.NDArray[np.object_], offsets: Int64s) -> list[bytes]:
+    """Ragged strings → one serialized string list per row."""
+    bounds = offsets.tolist()
+    return [
+        ValueProto(string_list_val=StringList(val=values[start:end].tolist())).SerializeToString()
+        for start, end in pairwise(bounds)
+    ]
+
+
+def decode_floats(values: Sequence[bytes | None], view: str) -> tuple[Float32s, Int64s]:
+    """Serialized float lists → float32 [N] and offsets int64 [n + 1]; a missing value is an empty row.
+
+    Raises:
+        OnlineStoreError: A value is no float list.
+    """
+    body, bounds = _bodies(values, "float_list_val", view)
+    return body.view("<f4").astype(np.float32), bounds // 4
+
+
+def decode_integers(values: Sequence[bytes | None], kind: str, view: str) -> tuple[Int64s, Int64s]:
+    """Serialized int64 or int32 lists (``kind``) → int64 [N] and offsets int64 [n + 1].
+
+    Raises:
+        OnlineStoreError: A value is no such list.
+    """
+    body, bounds = _bodies(values, kind, view)
+    numbers, last_bytes = _from_varints(body)
+    return numbers, np.searchsorted(last_bytes, bounds).astype(np.int64)
+
+
+def decode_strings(values: Sequence[bytes | None], view: str) -> tuple[npt.NDArray[np.object_], Int64s]:
+    """Serialized string lists → object [N] and offsets int64 [n + 1].
+
+    Raises:
+        OnlineStoreError: A value is no string list.
+    """
+    rows = [_parse(value, "string_list_val", view).string_list_val.val if value else () for value in values]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)]).astype(np.int64)
+    flat = np.empty(int(offsets[-1]), dtype=object)
+    flat[:] = [text for row in rows for text in row]
+    return flat, offsets
+
+
+def encode_timestamp(us: int) -> bytes:
+    """Microseconds since the epoch → serialized ``Timestamp``, as stock Feast stores it under ``_ts:``."""
+    seconds, rest = divmod(us, 1_000_000)
+    return bytes(Timestamp(seconds=seconds, nanos=rest * 1000).SerializeToString())
+
+
+def decode_timestamps(values: Sequence[bytes | None]) -> Int64s:
+    """Serialized timestamps → int64 [n] microseconds since the epoch; 0 where there is none."""
+    known = {value: _microseconds(value) for value in set(values) if value is not None}
+    return np.fromiter((known[value] if value is not None else 0 for value in values), np.int64, len(values))
+
+
+def _microseconds(value: bytes) -> int:
+    stamp = Timestamp.FromString(value)
+    return int(stamp.seconds) * 1_000_000 + int(stamp.nanos) // 1000
+
+
+@lru_cache(maxsize=4096)
+def _header(kind: str, size: int) -> bytes:
+    """What stands before ``size`` packed bytes of a list value; nothing is packed in an empty list."""
+    tag = _varint(ValueProto.DESCRIPTOR.fields_by_name[kind].number << 3 | 2)
+    if size == 0:
+        return tag + b"\x00"
+    inner = _PACKED + _varint(size)
+    return tag + _varint(len(inner) + size) + inner
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def _framed(kind: str, body: bytes, bounds: Int64s) -> list[bytes]:
+    edges = bounds.tolist()
+    return [_header(kind, end - start) + body[start:end] for start, end in pairwise(edges)]
+
+
+def _bodies(values: Sequence[bytes | None], kind: str, view: str) -> tuple[Bytes, Int64s]:
+    """The packed bytes of all rows, joined, and their bounds int64 [n + 1]."""
+    rows = [_body(value, kind, view) if value else b"" for value in values]
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return np.frombuffer(b"".join(rows), np.uint8), bounds
+
+
+def _body(value: bytes, kind: str, view: str) -> bytes:
+    size = _packed_size(kind, len(value))
+    if size is None or not value.startswith(_header(kind, size)):
+        value = _parse(value, kind, view).SerializeToString()
+        size = _packed_size(kind, len(value)) or 0
+    return value[len(value) - size :]
+
+
+@lru_cache(maxsize=8192)
+def _packed_size(kind: str, total: int) -> int | None:
+    """Packed bytes in a canonical value of ``total`` bytes: every total has at most one answer."""
+    for header in range(2, 13):
+        size = total - header
+        if size >= 0 and len(_header(kind, size)) == header:
+            return size
+    return None
+
+
+def _varints(numbers: npt.NDArray[np.uint64]) -> tuple[Bytes, Int64s]:
+    """All varints, joined, and the end of each: int64 [n]."""
+    lengths = np.ones(len(numbers), np.int64)
+    for bits in range(7, 64, 7):
+        lengths += numbers >= np.uint64(1 << bits)
+    ends = np.cumsum(lengths)
+    place = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+    septets = np.repeat(numbers, lengths) >> (7 * place).astype(np.uint64) & np.uint64(0x7F)
+    out = septets.astype(np.uint8)
+    out[place < np.repeat(lengths, lengths) - 1] |= 0x80
+    return out, ends
+
+
+def _from_varints(body: Bytes) -> tuple[Int64s, Int64s]:
+    """Numbers int64 [n], and the position of each one's last byte, int64 [n]."""
+    last = np.flatnonzero(body < 0x80)
+    if not len(last):
+        return np.zeros(0, np.int64), last.astype(np.int64)
+    starts = np.concatenate([[0], last[:-1] + 1])
+    place = np.arange(last[-1] + 1) - np.repeat(starts, last - starts + 1)
+    septets = (body[: last[-1] + 1] & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64)
+    return np.add.reduceat(septets, starts).view(np.int64), last.astype(np.int64)
