@@ -11,8 +11,8 @@ from feast.utils import _convert_arrow_to_proto
 
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.members import BehaviorLog
-from feast_embeddings.materialize.progress import bar
-from feast_embeddings.materialize.views import TAG
+from feast_embeddings.materialize.progress import counter
+from feast_embeddings.materialize.views import TAG, source_of
 from feast_embeddings.materialize.workspace import Workspace
 from feast_embeddings.transformations import activity, activity_spec_of
 
@@ -32,14 +32,14 @@ def write_activity(
     end_us = round(task.end_time.timestamp() * 1_000_000)
     behaviors = log.until(end_us, now_us())
     ids = behaviors.entities
-    table = activity(behaviors, log.contract.types, activity_spec_of(view), ids, end_us)
+    table = activity(behaviors, log.contract, activity_spec_of(view), ids, end_us)
     key = view.entity_columns[0].name
     stamp = pa.repeat(pa.scalar(end_us, pa.timestamp("us", tz="UTC")), len(ids))
     features = [table[feature.name] for feature in view.features]
-    names = [key, *(feature.name for feature in view.features), view.batch_source.timestamp_field]
+    names = [key, *(feature.name for feature in view.features), source_of(view).timestamp_field]
     rows = pa.Table.from_arrays([pa.array(ids), *features, stamp], names=names)
     key_types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
-    with bar(None, view.name, "row", total=rows.num_rows) as shown:
+    with counter(rows.num_rows, view.name, "row") as shown:
         for start in range(0, rows.num_rows, _CHUNK_ROWS):
             part = rows.slice(start, _CHUNK_ROWS).combine_chunks()
             store.online_write_batch(config, view, _convert_arrow_to_proto(part, view, key_types), None)

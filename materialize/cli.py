@@ -15,6 +15,7 @@ from feast import FeatureStore
 from feast_embeddings.materialize.cutover import Cutovers
 from feast_embeddings.materialize.scaffold import write_repo
 from feast_embeddings.materialize.status import print_status
+from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.materialize.train_job import train_declared
 from feast_embeddings.materialize.workspace import Workspace
 from feast_embeddings.models import SequenceConfig, TrainingConfig
@@ -95,8 +96,7 @@ def rollback(
 ) -> None:
     """Make the retained generation live again, for all views of an encoder at once."""
     store = _store(repo)
-    provider = store._get_provider()
-    cutovers = Cutovers(Workspace.of(store.config), provider.online_store, store.config, store.registry)
+    cutovers = Cutovers(Workspace.of(store.config), online_store_of(store), store.config, store.registry)
     generation = cutovers.rollback(encoder)
     typer.echo(f"Generation {generation.generation} of encoder {encoder!r} is live: {dict(generation.fills)}")
 

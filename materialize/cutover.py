@@ -82,7 +82,10 @@ class Cutovers:
         specs = self._specs(encoder)
         for fill in self.ledger.fills(encoder=encoder, states=("retired",)):
             if fill.view in specs:
-                online.remove_fill(self.store, self.config, fill.view, specs[fill.view].join_key, fill.fill, [FEATURE])
+                key = specs[fill.view].join_key
+                online.remove_fill(
+                    self.store, self.config, view_name=fill.view, join_key=key, fill=fill.fill, features=[FEATURE]
+                )
             self.ledger.update_fill(fill.fill, state="removed")
 
     def _switch(self, generation: Generation, specs: Mapping[str, EmbeddingSpec]) -> None:

@@ -146,7 +146,7 @@ class EmbeddingLog:
             )
         table = self._stamped(staged[0], staged[1], stamp)
         _replace(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
-        return table.num_rows
+        return int(table.num_rows)
 
     def files(self) -> list[Path]:
         """Every file of the log, live and retained, oldest tick first."""

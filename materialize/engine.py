@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 import typer
-from feast import Entity, FeatureView
+from feast import Entity, FeatureView, OnDemandFeatureView
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
@@ -19,6 +19,7 @@ from feast.repo_config import FeastConfigBaseModel
 
 from feast_embeddings.materialize.activity_job import write_activity
 from feast_embeddings.materialize.runner import Outcome, Runner
+from feast_embeddings.materialize.stores import embedding_store
 from feast_embeddings.materialize.views import KIND, STATE, is_embedding, spec_of
 from feast_embeddings.materialize.workspace import Workspace
 
@@ -77,13 +78,13 @@ class EmbeddingEngine(LocalComputeEngine):
         self,
         project: str,
         views_to_delete: Sequence[FeatureView],
-        views_to_keep: Sequence[FeatureView],
+        views_to_keep: Sequence[FeatureView | OnDemandFeatureView],
         entities_to_delete: Sequence[Entity],
         entities_to_keep: Sequence[Entity],
     ) -> None:
         """`feast apply`: give every embedding view an empty log, so that any reader finds its columns."""
         for view in views_to_keep:
-            if is_embedding(view):
+            if isinstance(view, FeatureView) and is_embedding(view):
                 self.workspace.log(spec_of(view)).create()
 
     def _materialize_one(
@@ -107,7 +108,8 @@ class EmbeddingEngine(LocalComputeEngine):
 
     def _embed(self, registry: BaseRegistry, task: MaterializationTask) -> None:
         spec = spec_of(task.feature_view)
-        runner = Runner(self.workspace, self.online_store, self.repo_config, registry, spec, self.lease_seconds)
+        store = embedding_store(self.online_store)
+        runner = Runner(self.workspace, store, self.repo_config, registry, spec, self.lease_seconds)
         if _is_incremental(task):
             outcome = runner.run_due(_us(task.end_time))
         else:

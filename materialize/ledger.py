@@ -291,8 +291,8 @@ class Ledger:
             owners = connection.execute(sa.select(fills.c.view, fills.c.tick).where(fills.c.fill.in_(live))).all()
             for view, number in owners:
                 published = {"state": "published", "published_us": cutover_us}
-                key = (ticks.c.view == view, ticks.c.tick == number, ticks.c.state == "written")
-                connection.execute(sa.update(ticks).where(*key).values(**published))
+                written = (ticks.c.view == view, ticks.c.tick == number, ticks.c.state == "written")
+                connection.execute(sa.update(ticks).where(*written).values(**published))
 
     def serving(self, view: str, encoder: str) -> list[Serving]:
         """Which fill of ``view`` every cutover made live, oldest first."""

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast import FeatureView
 
 from feast_embeddings.materialize.ledger import Tick
+from feast_embeddings.materialize.views import source_of
 from feast_embeddings.transformations import (
     BehaviorContract,
     Behaviors,
@@ -36,7 +38,7 @@ class BehaviorLog:
     @classmethod
     def of(cls, view: FeatureView, root: Path) -> BehaviorLog:
         """The log behind a behaviors view; relative paths start at ``root``."""
-        return cls(str(root / view.batch_source.path), contract_of(view), rules_of(view))
+        return cls(str(root / source_of(view).path), contract_of(view), rules_of(view))
 
     def until(self, end_us: int, created_until_us: int) -> Behaviors:
         """Every clean behavior with event time before ``end_us`` that was there at ``created_until_us``."""
@@ -80,10 +82,10 @@ class BehaviorLog:
 def digest(behaviors: Behaviors) -> str:
     """A digest of behaviors' content, for telling whether a tick's members are what they were."""
     state = hashlib.blake2b(digest_size=16)
-    for array in (behaviors.entities, behaviors.items):
-        state.update("\0".join(map(str, array)).encode() if array.dtype == object else array.tobytes())
-    for array in (behaviors.offsets, behaviors.times_us, behaviors.behavior_types, behaviors.values):
-        state.update(array.tobytes())
+    for ids in (behaviors.entities, behaviors.items):
+        state.update("\0".join(ids.tolist()).encode() if ids.dtype == object else ids.tobytes())
+    state.update(behaviors.offsets.tobytes() + behaviors.times_us.tobytes())
+    state.update(behaviors.behavior_types.tobytes() + behaviors.values.tobytes())
     return state.hexdigest()
 
 
@@ -101,8 +103,6 @@ def counts_of(prepared: Prepared) -> Mapping[str, int]:
 
 def _first_us(raw: pa.Table, contract: BehaviorContract, default: int) -> int:
     """Event time of the earliest row, in microseconds."""
-    import pyarrow.compute as pc
-
     if raw.num_rows == 0:
         return default
     earliest = pc.min(raw[contract.event_time]).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).as_py()

@@ -16,7 +16,7 @@ from feast_embeddings.materialize.ledger import Fill, Tick
 from feast_embeddings.materialize.members import BehaviorLog, counts_of, digest
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.policy import Hybrid, Incremental, blend
-from feast_embeddings.materialize.progress import bar
+from feast_embeddings.materialize.progress import counter
 from feast_embeddings.materialize.steps import reached
 from feast_embeddings.materialize.views import FEATURE, EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace
@@ -24,6 +24,7 @@ from feast_embeddings.models import Encoder, HistoryBatch
 from feast_embeddings.models.batch import Float32s, Ids
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations import Behaviors, Histories, Prepared, extend
+from feast_embeddings.transformations.contract import IdType
 
 
 class Ticks:
@@ -132,12 +133,12 @@ class Ticks:
         old = online.read_fill(
             self.store,
             self.config,
-            self.spec.view,
-            self.spec.join_key,
-            fill.fill,
-            FEATURE,
-            self.spec.dim,
-            ids,
+            view_name=self.spec.view,
+            join_key=self.spec.join_key,
+            fill=fill.fill,
+            feature=FEATURE,
+            dim=self.spec.dim,
+            ids=ids,
         )
         # Δt counts event time, ends of ticks: wall-clock time would make a retry blend otherwise.
         alphas = policy.alphas(np.where(old.found, tick.end_us - old.tick_end_us, 0))
@@ -145,7 +146,7 @@ class Ticks:
 
     def _encode(self, encoder: Encoder, batch: HistoryBatch, rows: int = 8192) -> Float32s:
         chunks = [np.empty((0, encoder.dim), np.float32)]
-        with bar(None, f"{self.spec.view}: encode", "history", total=len(batch)) as shown:
+        with counter(len(batch), f"{self.spec.view}: encode", "history") as shown:
             for start in range(0, len(batch), rows):
                 part = batch.take(np.arange(start, min(start + rows, len(batch)), dtype=np.int64))
                 chunks.append(encoder.encode(part))
@@ -184,15 +185,15 @@ class Ticks:
             online.write_fill(
                 self.store,
                 self.config,
-                self.spec.view,
-                self.spec.join_key,
-                fill,
-                FEATURE,
-                tick.number,
-                tick.end_us,
-                tick.window_start_us or 0,
-                ids,
-                vectors,
+                view_name=self.spec.view,
+                join_key=self.spec.join_key,
+                fill=fill,
+                feature=FEATURE,
+                tick=tick.number,
+                tick_end_us=tick.end_us,
+                event_time_us=tick.window_start_us or 0,
+                ids=ids,
+                vectors=vectors,
                 on_chunk=self._on_chunk,
             )
             rows = max(rows, len(ids))
@@ -205,23 +206,30 @@ class Ticks:
         online.write_history(
             self.store,
             self.config,
-            self.spec.history,
-            self.spec.join_key,
-            tick.number,
-            tick.end_us,
-            tick.window_start_us or 0,
-            ids,
-            batch,
-            self._item_dtype,
+            view_name=self.spec.history,
+            join_key=self.spec.join_key,
+            tick=tick.number,
+            tick_end_us=tick.end_us,
+            event_time_us=tick.window_start_us or 0,
+            ids=ids,
+            batch=batch,
+            item_dtype=self._item_dtype,
+            on_chunk=self._on_chunk,
         )
 
     def _read_history(self, ids: Ids, as_of_us: int) -> HistoryBatch:
         return online.read_history(
-            self.store, self.config, self.spec.history, self.spec.join_key, ids, as_of_us, self._item_dtype
+            self.store,
+            self.config,
+            view_name=self.spec.history,
+            join_key=self.spec.join_key,
+            ids=ids,
+            as_of_us=as_of_us,
+            item_dtype=self._item_dtype,
         )
 
     @property
-    def _item_dtype(self) -> str:
+    def _item_dtype(self) -> IdType:
         return self._source.contract.item_dtype if self._source is not None else "int64"
 
     def _publish(self, tick: Tick, rows: int) -> Tick:

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FunctionType
 from typing import Literal, cast
 
 import numpy as np
@@ -182,9 +183,19 @@ def spec_of(view: FeatureView) -> EmbeddingSpec:
         dim=int(tags["dim"]),
         policy=policy_from_json(tags["policy"]),
         declared_space=field.tags.get(SPACE),
-        log=str(Path(view.batch_source.path).parent.parent),
+        log=str(Path(source_of(view).path).parent.parent),
         ttl_us=round((view.ttl or timedelta(0)).total_seconds() * 1_000_000),
     )
+
+
+def source_of(view: FeatureView) -> FileSource:
+    """The file source behind a view; raises DeclarationError where it has another kind of source."""
+    source = view.batch_source
+    if not isinstance(source, FileSource):
+        raise DeclarationError(
+            f"View {view.name!r} reads {type(source).__name__}: declare its batch source as a FileSource of parquet."
+        )
+    return source
 
 
 def embed_behaviors(frame: pd.DataFrame) -> pd.DataFrame:
@@ -256,7 +267,7 @@ def _view(
         ],
         source=PushSource(name=f"{name}_push", batch_source=log),
         mode="pandas",
-        udf=embed_behaviors,
+        udf=cast(FunctionType, embed_behaviors),
         udf_string="feast_embeddings.materialize.embed_behaviors",
         timestamp_field="event_timestamp",
         description=description,
