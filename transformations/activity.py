@@ -72,9 +72,7 @@ class ActivitySpec:
         except DeclarationError:
             raise
         except (TypeError, ValueError) as error:
-            raise DeclarationError(
-                f"The JSON is not that of an activity spec: {error}; use to_json()."
-            ) from error
+            raise DeclarationError(f"The JSON is not that of an activity spec: {error}; use to_json().") from error
 
 
 def activity(

@@ -83,8 +83,7 @@ class Behaviors:
             return cls(pa.concat_tables([part.table for part in parts]))
         except pa.ArrowInvalid as error:
             raise BehaviorSourceError(
-                f"Behaviors of two contracts cannot be concatenated: {error}. Prepare them under one "
-                "contract."
+                f"Behaviors of two contracts cannot be concatenated: {error}. Prepare them under one contract."
             ) from error
 
     def __len__(self) -> int:

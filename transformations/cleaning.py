@@ -47,9 +47,7 @@ class CleaningRules:
 
     def __post_init__(self) -> None:
         if self.max_per_day is not None and self.max_per_day < 1:
-            raise DeclarationError(
-                f"max_per_day is {self.max_per_day}; allow 1 or more, or None for no limit."
-            )
+            raise DeclarationError(f"max_per_day is {self.max_per_day}; allow 1 or more, or None for no limit.")
         if self.burst is None:
             return
         object.__setattr__(self, "burst", tuple(self.burst))
@@ -74,9 +72,7 @@ class CleaningRules:
         try:
             return cls(**json.loads(text))
         except (TypeError, ValueError) as error:
-            raise DeclarationError(
-                f"The JSON is not that of cleaning rules: {error}; use to_json()."
-            ) from error
+            raise DeclarationError(f"The JSON is not that of cleaning rules: {error}; use to_json().") from error
 
 
 def clean(behaviors: Behaviors, contract: BehaviorContract, rules: CleaningRules) -> Behaviors:

@@ -37,18 +37,14 @@ class BehaviorType:
     def __post_init__(self) -> None:
         object.__setattr__(self, "aliases", tuple(self.aliases))
         if not self.name or not all(self.aliases):
-            raise DeclarationError(
-                "A behavior type has an empty name or alias; give it the text of the type column."
-            )
+            raise DeclarationError("A behavior type has an empty name or alias; give it the text of the type column.")
         object.__setattr__(self, "weight", float(self.weight))
         if not math.isfinite(self.weight) or self.weight < 0:
             raise DeclarationError(
                 f"Behavior type {self.name!r} has weight {self.weight}; give it a finite weight of 0 or more."
             )
         if self.cancels == self.name:
-            raise DeclarationError(
-                f"Behavior type {self.name!r} cancels itself; name the type that it takes back."
-            )
+            raise DeclarationError(f"Behavior type {self.name!r} cancels itself; name the type that it takes back.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,9 +140,7 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise DeclarationError(
-            f"The behavior contract is not JSON ({error}); write it with to_json()."
-        ) from error
+        raise DeclarationError(f"The behavior contract is not JSON ({error}); write it with to_json().") from error
     if not isinstance(content, dict):
         raise DeclarationError("The behavior contract's JSON is not an object; write it with to_json().")
     return content
@@ -159,9 +153,7 @@ def _check_columns(contract: BehaviorContract) -> None:
     roles: dict[str, str] = {}
     for role, column in contract.columns.items():
         if not column:
-            raise DeclarationError(
-                f"The behavior contract's {role} is empty; name a column, or leave it None."
-            )
+            raise DeclarationError(f"The behavior contract's {role} is empty; name a column, or leave it None.")
         if column in roles:
             raise DeclarationError(
                 f"Column {column!r} stands for both {roles[column]} and {role} in the behavior contract; "
@@ -172,15 +164,11 @@ def _check_columns(contract: BehaviorContract) -> None:
 
 def _check_types(types: tuple[BehaviorType, ...]) -> None:
     if not types:
-        raise DeclarationError(
-            "The behavior contract has no types; list them: types=(BehaviorType('view'), …)."
-        )
+        raise DeclarationError("The behavior contract has no types; list them: types=(BehaviorType('view'), …).")
     seen: set[str] = set()
     for text in (text for kind in types for text in (kind.name, *kind.aliases)):
         if text in seen:
-            raise DeclarationError(
-                f"Behavior type name or alias {text!r} is declared twice; names are unique."
-            )
+            raise DeclarationError(f"Behavior type name or alias {text!r} is declared twice; names are unique.")
         seen.add(text)
     names = {kind.name: kind for kind in types}
     for kind in types:
@@ -206,8 +194,7 @@ def _check_default_type(contract: BehaviorContract) -> None:
         )
     if contract.default_type is not None and contract.default_type not in contract.type_names:
         raise DeclarationError(
-            f"default_type {contract.default_type!r} is not declared; the types are "
-            f"{', '.join(contract.type_names)}."
+            f"default_type {contract.default_type!r} is not declared; the types are {', '.join(contract.type_names)}."
         )
 
 
@@ -221,6 +208,5 @@ def _check_dtypes(contract: BehaviorContract) -> None:
         ZoneInfo(contract.naive_time_zone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         raise DeclarationError(
-            f"naive_time_zone {contract.naive_time_zone!r} is not a time zone; use an IANA name such as "
-            "'UTC'."
+            f"naive_time_zone {contract.naive_time_zone!r} is not a time zone; use an IANA name such as 'UTC'."
         ) from error

@@ -80,8 +80,7 @@ def extend(
     owner_of_new = _owners(previous, entities, behaviors)
     if np.any(behaviors.times_us >= times[owner_of_new]):
         raise BehaviorSourceError(
-            "Some new behaviors are not before as_of_us; pass behaviors.between(…, as_of_us), and the rest "
-            "later."
+            "Some new behaviors are not before as_of_us; pass behaviors.between(…, as_of_us), and the rest later."
         )
     owner = np.concatenate([np.repeat(np.arange(len(previous)), previous.lengths), owner_of_new])
     merged: dict[str, Any] = {
@@ -90,15 +89,11 @@ def extend(
         "times": np.concatenate([previous.times, behaviors.times_us]),
         "values": np.concatenate([previous.values, behaviors.values]),
     }
-    order = lex_order(
-        owner, merged["times"], ranks(merged["items"]), merged["behavior_types"], merged["values"]
-    )
+    order = lex_order(owner, merged["times"], ranks(merged["items"]), merged["behavior_types"], merged["values"])
     ends = np.cumsum(np.bincount(owner, minlength=len(previous))).astype(np.int64)
     starts = np.maximum(np.concatenate([[0], ends[:-1]]), ends - length).astype(np.int64)[: len(ends)]
     rows, offsets = ragged(starts, ends - starts)
-    return HistoryBatch(
-        offsets=offsets, as_of=times, **{name: column[order[rows]] for name, column in merged.items()}
-    )
+    return HistoryBatch(offsets=offsets, as_of=times, **{name: column[order[rows]] for name, column in merged.items()})
 
 
 def empty_histories(entities: Ids, behaviors: Behaviors) -> HistoryBatch:
@@ -146,17 +141,14 @@ def pair_times(entities: Ids, as_of_us: int | Int64s) -> Int64s:
     times = np.asarray(as_of_us, dtype=np.int64)
     if times.ndim and len(times) != len(entities):
         raise BehaviorSourceError(
-            f"{len(entities)} entities and {len(times)} times do not pair up; give one time for all, or one "
-            "each."
+            f"{len(entities)} entities and {len(times)} times do not pair up; give one time for all, or one each."
         )
     return np.array(np.broadcast_to(times, (len(entities),)))
 
 
 def _paired_times(entities: Ids, as_of_us: int | Int64s, length: int) -> Int64s:
     if length < 1:
-        raise BehaviorSourceError(
-            f"A history of length {length} holds nothing; ask for a length of 1 or more."
-        )
+        raise BehaviorSourceError(f"A history of length {length} holds nothing; ask for a length of 1 or more.")
     return pair_times(entities, as_of_us)
 
 
@@ -164,8 +156,7 @@ def _owners(previous: HistoryBatch, entities: Ids, behaviors: Behaviors) -> Int6
     """For each new behavior the row of its entity in ``entities``: int64 [N]."""
     if len(previous) != len(entities):
         raise BehaviorSourceError(
-            f"{len(previous)} stored histories and {len(entities)} entities do not pair up; pass one "
-            "history each."
+            f"{len(previous)} stored histories and {len(entities)} entities do not pair up; pass one history each."
         )
     order = np.argsort(entities, kind="stable").astype(np.int64)
     ascending = entities[order]

@@ -125,9 +125,7 @@ def _files(path: str) -> list[str]:
             if file.suffix in _SUFFIXES and not _hidden(file.relative_to(place))
         ]
         if not found:
-            raise BehaviorSourceError(
-                f"The folder {path} holds no .parquet file; point the behavior source at one."
-            )
+            raise BehaviorSourceError(f"The folder {path} holds no .parquet file; point the behavior source at one.")
         return found
     matches = glob(path, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
     found = sorted(file for file in matches if Path(file).is_file())
@@ -160,9 +158,7 @@ def _plain(field: pa.Field) -> pa.Field:
     return pa.field(field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type)
 
 
-def _scan(
-    dataset: ds.Dataset, contract: BehaviorContract, filters: list[ds.Expression], path: str | Path
-) -> pa.Table:
+def _scan(dataset: ds.Dataset, contract: BehaviorContract, filters: list[ds.Expression], path: str | Path) -> pa.Table:
     wanted = None
     for part in filters:
         wanted = part if wanted is None else wanted & part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 import numpy as np
 import numpy.typing as npt
@@ -96,9 +97,7 @@ def _texts(table: pa.Table, column: str | None) -> pa.Array | pa.ChunkedArray:
     values = table[column]
     if pa.types.is_timestamp(values.type) and values.type.tz is not None:
         # In UTC, whatever zone the column is shown in.
-        return pc.binary_join_element_wise(
-            values.cast(pa.timestamp(values.type.unit)).cast(pa.string()), "Z", ""
-        )
+        return pc.binary_join_element_wise(values.cast(pa.timestamp(values.type.unit)).cast(pa.string()), "Z", "")
     return values.cast(pa.string())
 
 
@@ -139,8 +138,9 @@ def _integers(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Mask]:
 def _fits_int64(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if column.type == pa.uint64():
         return pc.less_equal(column, pa.scalar(2**63 - 1, pa.uint64()))
-    wide = column.cast(pa.decimal256(76, max(column.type.scale, 0)))
-    low, high = (pa.scalar(bound, pa.decimal256(76, 0)) for bound in (-(2**63), 2**63 - 1))
+    kind = pa.decimal256(76, max(column.type.scale, 0))
+    wide = column.cast(kind)
+    low, high = (pa.scalar(Decimal(bound), kind) for bound in (-(2**63), 2**63 - 1))
     return pc.and_(pc.greater_equal(wide, low), pc.less_equal(wide, high))
 
 

@@ -74,9 +74,7 @@ def behaviors_view(
             f"{contract.join_key!r}. Set join_key={entity.join_key!r} in the contract."
         )
     types = {"item": _TYPES[contract.item_dtype], "behavior_type": String, "value": Float64}
-    features = [
-        Field(name=_FEATURES[role], dtype=dtype) for role, dtype in types.items() if role in contract.columns
-    ]
+    features = [Field(name=_FEATURES[role], dtype=dtype) for role, dtype in types.items() if role in contract.columns]
     return FeatureView(
         name=name,
         entities=[entity],
