@@ -1,1 +1,41 @@
 """Encoders, their training, artifacts and evaluation. Knows neither Feast nor Redis."""
+
+from feast_embeddings.models.artifact import (
+    Manifest,
+    StorableEncoder,
+    load_encoder,
+    read_manifest,
+    register_encoder,
+    save_encoder,
+)
+from feast_embeddings.models.batch import HistoryBatch
+from feast_embeddings.models.encoder import Encoder, EncoderState, space_of
+from feast_embeddings.models.preprocessing import ItemIndex, ValueNormalizer
+from feast_embeddings.models.ranking import Ragged, RankingScores, evaluate_ranking
+from feast_embeddings.models.sequence import SequenceConfig, SequenceEncoder
+from feast_embeddings.models.trainer import EpochReport, TrainingConfig
+from feast_embeddings.models.training import TrainResult, train
+
+__all__ = [
+    "Encoder",
+    "EncoderState",
+    "EpochReport",
+    "HistoryBatch",
+    "ItemIndex",
+    "Manifest",
+    "Ragged",
+    "RankingScores",
+    "SequenceConfig",
+    "SequenceEncoder",
+    "StorableEncoder",
+    "TrainResult",
+    "TrainingConfig",
+    "ValueNormalizer",
+    "evaluate_ranking",
+    "load_encoder",
+    "read_manifest",
+    "register_encoder",
+    "save_encoder",
+    "space_of",
+    "train",
+]
