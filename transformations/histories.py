@@ -164,7 +164,7 @@ def _owners(previous: HistoryBatch, entities: Ids, behaviors: Behaviors) -> Int6
         raise BehaviorSourceError("An entity is listed twice; a stored history is extended once per tick.")
     position, found = locate(ascending, behaviors.entities)
     if not np.all(found):
-        stranger = behaviors.entities[~found][0]
+        stranger = behaviors.entities[~found].tolist()[0]
         raise BehaviorSourceError(
             f"There are new behaviors of entity {stranger!r}, which is not among the entities to extend; "
             "list it, with an empty history if it is new."
