@@ -1,0 +1,204 @@
+"""Laws that every encoder obeys. A new encoder joins by a factory in ``ENCODERS``."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feast_embeddings.models import (
+    Encoder,
+    HistoryBatch,
+    ItemIndex,
+    SequenceConfig,
+    SequenceEncoder,
+    StorableEncoder,
+    ValueNormalizer,
+    load_encoder,
+    save_encoder,
+)
+
+TYPES = ("view", "cart", "buy")
+INTEGERS = np.arange(60)
+STRINGS = np.array([f"item {number}" for number in range(60)], dtype=object)
+
+
+def sequence(seed: int = 0) -> SequenceEncoder:
+    torch.manual_seed(seed)
+    config = SequenceConfig(dim=16, context=40, heads=2, hidden=32)
+    return SequenceEncoder(config, TYPES, ItemIndex(INTEGERS)).eval()
+
+
+def sequence_of_strings_and_values(seed: int = 0) -> SequenceEncoder:
+    torch.manual_seed(seed)
+    config = SequenceConfig(dim=20, context=13, blocks=1, heads=1, hidden=24, value_normalizer="log1p-zscore")
+    normalizer = ValueNormalizer("log1p-zscore", mean=0.8, scale=0.6)
+    return SequenceEncoder(config, TYPES, ItemIndex(STRINGS), normalizer).eval()
+
+
+def sequence_in_bf16(seed: int = 0) -> SequenceEncoder:
+    torch.manual_seed(seed)
+    config = SequenceConfig(dim=64, context=33, heads=2)
+    return SequenceEncoder(config, TYPES, ItemIndex(INTEGERS), precision="bf16").eval()
+
+
+ENCODERS: list[Callable[..., StorableEncoder]] = [sequence, sequence_of_strings_and_values, sequence_in_bf16]
+
+
+@pytest.fixture(scope="module", params=ENCODERS, ids=lambda factory: factory.__name__)
+def factory(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def encoder(factory) -> StorableEncoder:
+    return factory()
+
+
+@pytest.fixture(scope="module")
+def histories(encoder, make_histories) -> HistoryBatch:
+    lengths = np.random.default_rng(1).integers(0, encoder.context + 20, 150)
+    return make_histories(lengths, strings=encoder.item_ids().dtype == object)
+
+
+@pytest.fixture(scope="module")
+def expected(encoder, histories) -> np.ndarray:
+    return encoder.encode(histories)
+
+
+def joined(first: HistoryBatch, second: HistoryBatch) -> HistoryBatch:
+    return HistoryBatch(
+        offsets=np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
+        items=np.concatenate([first.items, second.items]),
+        behavior_types=np.concatenate([first.behavior_types, second.behavior_types]),
+        times=np.concatenate([first.times, second.times]),
+        values=np.concatenate([first.values, second.values]),
+        as_of=np.concatenate([first.as_of, second.as_of]),
+    )
+
+
+def test_it_is_an_encoder(encoder):
+    assert isinstance(encoder, Encoder)
+    assert encoder.behavior_types == TYPES
+
+
+def test_vectors_have_the_promised_shape_and_are_finite(encoder, histories):
+    vectors = encoder.encode(histories)
+    assert vectors.shape == (len(histories), encoder.dim)
+    assert vectors.dtype == np.float32
+    assert np.isfinite(vectors).all()
+    assert (np.abs(vectors).sum(axis=1) > 0).tolist() == (histories.lengths > 0).tolist()
+
+
+def test_the_seed_decides_the_encoder(factory, histories):
+    assert factory(seed=3).space == factory(seed=3).space
+    assert factory(seed=3).space != factory(seed=4).space
+    assert np.array_equal(factory(seed=3).encode(histories), factory(seed=3).encode(histories))
+
+
+@given(seed=st.integers(0, 10_000), size=st.integers(1, 150))
+@settings(max_examples=15)
+def test_a_vector_does_not_depend_on_its_batch(encoder, histories, expected, seed, size):
+    """Given some of the histories in any order, when they are encoded, then each vector is the same, bit for bit."""
+    rows = np.random.default_rng(seed).permutation(len(histories))[:size]
+    assert np.array_equal(encoder.encode(histories.take(rows)), expected[rows])
+
+
+def test_a_vector_is_the_same_alone(encoder, histories, expected):
+    alone = [encoder.encode(histories.take(np.array([row])))[0] for row in range(40)]
+    assert np.array_equal(np.stack(alone), expected[:40])
+
+
+def test_a_vector_does_not_depend_on_its_neighbors(encoder, histories, make_histories):
+    strings = encoder.item_ids().dtype == object
+    others = make_histories(np.random.default_rng(5).integers(1, 60, 37), seed=9, strings=strings)
+    assert np.array_equal(encoder.encode(joined(others, histories))[len(others) :], encoder.encode(histories))
+
+
+def test_threads_do_not_change_a_vector(encoder, histories):
+    """Given a dimension in whole vector registers, when torch has other threads, then the bits are the same."""
+    if encoder.dim % 16:
+        return
+    expected, before = encoder.encode(histories), torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        assert np.array_equal(encoder.encode(histories), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_only_the_last_behaviors_count(encoder, make_histories):
+    strings = encoder.item_ids().dtype == object
+    long = make_histories([encoder.context + 30], strings=strings)
+    keep = slice(len(long.items) - encoder.context, None)
+    short = HistoryBatch(
+        offsets=np.array([0, encoder.context]),
+        items=long.items[keep],
+        behavior_types=long.behavior_types[keep],
+        times=long.times[keep],
+        values=long.values[keep],
+        as_of=long.as_of,
+    )
+    assert np.array_equal(encoder.encode(long), encoder.encode(short))
+
+
+def test_an_empty_history_gives_zeros(encoder, make_histories):
+    strings = encoder.item_ids().dtype == object
+    vectors = encoder.encode(make_histories([0, 5, 0], strings=strings))
+    assert (np.abs(vectors).sum(axis=1) > 0).tolist() == [False, True, False]
+    assert encoder.encode(make_histories([0, 0], strings=strings)).tolist() == [[0.0] * encoder.dim] * 2
+
+
+def test_an_empty_batch_gives_no_rows(encoder, make_histories):
+    strings = encoder.item_ids().dtype == object
+    assert encoder.encode(make_histories([], strings=strings)).shape == (0, encoder.dim)
+
+
+def test_unknown_items_and_types_are_tolerated(encoder, make_histories):
+    strings = encoder.item_ids().dtype == object
+    histories = make_histories([6, 6], strings=strings)
+    unknown = np.array(["new"] * 12, dtype=object) if strings else np.full(12, -7)
+    strange = replace(histories, items=unknown, behavior_types=np.full(12, len(TYPES) + 4, np.int32))
+    assert np.isfinite(encoder.encode(strange)).all()
+
+
+def test_items_are_vectors_and_known_or_zeros_and_unknown(encoder):
+    ids = encoder.item_ids()
+    mixed = np.concatenate([ids[[4, 2]], np.array(["new"] if ids.dtype == object else [-7], dtype=ids.dtype), ids[4:5]])
+    vectors, known = encoder.encode_items(mixed)
+    assert vectors.dtype == np.float32
+    assert known.tolist() == [True, True, False, True]
+    assert np.array_equal(vectors[0], vectors[3])
+    assert not np.array_equal(vectors[0], vectors[1])
+    assert not vectors[2].any()
+
+
+def test_saving_and_loading_changes_no_bit(encoder, histories, tmp_path: Path):
+    precision = "bf16" if encoder.numeric_path.endswith("bfloat16") else None
+    space = save_encoder(encoder, tmp_path / "encoder")
+    loaded = load_encoder(tmp_path / "encoder", device="cpu", precision=precision)
+    assert space == encoder.space == loaded.space
+    assert np.array_equal(loaded.encode(histories), encoder.encode(histories))
+    assert loaded.item_ids().tolist() == encoder.item_ids().tolist()
+    assert (loaded.dim, loaded.context, loaded.behavior_types) == (encoder.dim, encoder.context, encoder.behavior_types)
+
+
+def test_encoding_leaves_training_mode_and_generator_as_they_were(factory, histories):
+    encoder = factory().train()
+    before = torch.get_rng_state()
+    encoder.encode(histories)
+    assert encoder.training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bf16_agrees_with_float32(make_histories):
+    exact, fast = sequence_in_bf16(), sequence_in_bf16()
+    exact.precision = "float32"
+    batch = make_histories([1, 5, 20, 33, 50])
+    assert exact.numeric_path == "cpu/float32"
+    assert fast.numeric_path == "cpu/bfloat16"
+    assert np.abs(exact.encode(batch) - fast.encode(batch)).max() < 0.05
