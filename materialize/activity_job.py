@@ -9,7 +9,7 @@ from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.utils import _convert_arrow_to_proto
 
-from feast_embeddings.materialize.clock import now_us
+from feast_embeddings.materialize.clock import now_us, us_of
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.progress import counter
 from feast_embeddings.materialize.views import TAG, source_of
@@ -29,7 +29,7 @@ def write_activity(
     """Write an activity view as of the task's end, by Feast's own online write; returns the rows."""
     view = task.feature_view
     log = BehaviorLog.of(registry.get_feature_view(view.tags[f"{TAG}behaviors"], task.project), workspace.root)
-    end_us = round(task.end_time.timestamp() * 1_000_000)
+    end_us = us_of(task.end_time)
     behaviors = log.until(end_us, now_us())
     ids = behaviors.entities
     table = activity(behaviors, log.contract, activity_spec_of(view), ids, end_us)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from feast import FeatureStore
 
+from feast_embeddings.materialize.clock import us_of
 from feast_embeddings.materialize.cutover import Cutovers
 from feast_embeddings.materialize.scaffold import write_repo
 from feast_embeddings.materialize.status import print_status
@@ -70,7 +71,7 @@ def train(
     """Train the declared encoder on the behavior log."""
     store = _store(repo)
     config = TrainingConfig(encoder=SequenceConfig(context=context), seed=seed, max_epochs=epochs, max_minutes=minutes)
-    until_us = None if until is None else round(until.replace(tzinfo=until.tzinfo or UTC).timestamp() * 1_000_000)
+    until_us = None if until is None else us_of(until)
     made = train_declared(store, config, encoder=encoder, until_us=until_us)
     best = made.result.epochs[made.result.best_epoch - 1]
     quality = "" if best.ndcg10 is None else f", validation HR@10 {best.hr10:.3f}, NDCG@10 {best.ndcg10:.3f}"

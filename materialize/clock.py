@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 _lock = threading.Lock()
 _last_us = 0
@@ -78,3 +79,14 @@ def simulated(start_us: int) -> Iterator[SimulatedClock]:
     finally:
         with _lock:
             _simulations.remove(clock)
+
+
+def us_of(moment: datetime) -> int:
+    """An aware time in microseconds since the epoch, UTC; a naive one is taken as UTC."""
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return round(aware.timestamp() * 1_000_000)
+
+
+def iso(us: int) -> str:
+    """A time in microseconds as people read it."""
+    return datetime.fromtimestamp(us / 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, Literal
 
 import typer
@@ -18,6 +17,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
 
 from feast_embeddings.materialize.activity_job import write_activity
+from feast_embeddings.materialize.clock import us_of
 from feast_embeddings.materialize.runner import Outcome, Runner
 from feast_embeddings.materialize.stores import embedding_store
 from feast_embeddings.materialize.views import KIND, STATE, is_embedding, spec_of
@@ -111,10 +111,10 @@ class EmbeddingEngine(LocalComputeEngine):
         store = embedding_store(self.online_store)
         runner = Runner(self.workspace, store, self.repo_config, registry, spec, self.lease_seconds)
         if _is_incremental(task):
-            outcome = runner.run_due(_us(task.end_time))
+            outcome = runner.run_due(us_of(task.end_time))
         else:
             typer.echo(f"{spec.view}: a full refresh as of the end; the start is not used")
-            outcome = runner.refresh(_us(task.end_time))
+            outcome = runner.refresh(us_of(task.end_time))
         _report(spec.view, outcome)
 
 
@@ -134,7 +134,3 @@ def _report(view: str, outcome: Outcome) -> None:
         )
     for notice in outcome.notices:
         typer.echo(f"{view}: {notice}")
-
-
-def _us(time: datetime) -> int:
-    return round(time.timestamp() * 1_000_000)

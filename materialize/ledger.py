@@ -36,7 +36,8 @@ class Tick:
         fills: The fills that it writes.
         members, digest: Count and digest of its accepted behaviors, once read.
         window_start_us, published_us: The publish window; within it, either vector may be read.
-        rows: Rows written to the online store.
+        rows: Rows of vectors that it holds.
+        encoded: Histories or items that were encoded for it.
     """
 
     view: str
@@ -53,6 +54,7 @@ class Tick:
     window_start_us: int | None
     published_us: int | None
     rows: int
+    encoded: int
 
 
 @dataclass(frozen=True)

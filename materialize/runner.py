@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize import online_writes as online
-from feast_embeddings.materialize.clock import now_us
+from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.cutover import Cutovers
 from feast_embeddings.materialize.leases import held
 from feast_embeddings.materialize.ledger import Fill, Tick
@@ -165,7 +164,7 @@ class Runner:
         tick = ticks.finish(tick)
         self.outcome.units += 1
         self.outcome.rows += tick.rows
-        self.outcome.encoded = ticks.encoded
+        self.outcome.encoded += tick.encoded
         if tick.kind == "full":
             space = self.ledger.fill(tick.fills[0]).space
             self.outcome.notices.append(self.cutovers.attempt(self.spec.encoder, space))
@@ -220,8 +219,3 @@ class Runner:
                 f"Redis does not hold generation {live.generation} of encoder {self.spec.encoder!r}, which the ledger "
                 "says is live: it was emptied or replaced. Run `feast materialize` for a full refresh."
             )
-
-
-def iso(us: int) -> str:
-    """A time in microseconds as people read it."""
-    return datetime.fromtimestamp(us / 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

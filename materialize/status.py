@@ -8,8 +8,7 @@ from feast import FeatureStore
 from rich.console import Console
 from rich.table import Table
 
-from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.runner import iso
+from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, embedding_specs
 

@@ -28,11 +28,7 @@ from feast_embeddings.transformations.contract import IdType
 
 
 class Ticks:
-    """Finishes recorded ticks of one view.
-
-    Attributes:
-        encoded: Histories and items encoded so far.
-    """
+    """Finishes recorded ticks of one view."""
 
     def __init__(
         self,
@@ -50,7 +46,7 @@ class Ticks:
         self.spec = spec
         self.log = workspace.log(spec)
         self.lease = lease
-        self.encoded = 0
+        self._encoded = 0
         self._source = source
 
     def changed(self, tick: Tick) -> bool:
@@ -64,6 +60,7 @@ class Ticks:
         """Compute what is not staged yet, write it to Redis, and publish it; a refresh is left to its cutover."""
         if not self._staged(tick):
             self._stage(tick)
+            tick = self.ledger.update_tick(tick, encoded=self._encoded)
         reached("staged")
         if tick.window_start_us is None:
             tick = self.ledger.update_tick(tick, window_start_us=now_us())
@@ -82,6 +79,7 @@ class Ticks:
         return history and all(self.log.staged(fill, tick.number) is not None for fill in tick.fills)
 
     def _stage(self, tick: Tick) -> None:
+        self._encoded = 0
         if self._source is None:
             self._stage_items(tick)
             return
@@ -103,7 +101,7 @@ class Ticks:
         encoder = self._encoder(self.ledger.fill(tick.fills[0]))
         ids = encoder.item_ids()
         vectors, _ = encoder.encode_items(ids)
-        self.encoded += len(ids)
+        self._encoded += len(ids)
         self.log.stage(tick.fills[0], tick.number, ids, vectors)
 
     def _stage_refresh(self, tick: Tick, source: BehaviorLog, members: Behaviors) -> None:
@@ -152,7 +150,7 @@ class Ticks:
                 chunks.append(encoder.encode(part))
                 self.lease.check()
                 shown.update(len(part))
-        self.encoded += len(batch)
+        self._encoded += len(batch)
         return np.concatenate(chunks)
 
     def _encoder(self, fill: Fill) -> Encoder:

@@ -150,9 +150,7 @@ def product_names(ids: Iterable[int]) -> list[str]:
     """
     wanted = [int(product) for product in ids]
     columns = ["product_id", "product_type", "product_category"]
-    rows = pq.read_table(
-        _source("products"), columns=columns, filters=pc.field("product_id").isin(wanted)
-    ).to_pylist()
+    rows = pq.read_table(_source("products"), columns=columns, filters=pc.field("product_id").isin(wanted)).to_pylist()
     named = {row["product_id"]: _name(row["product_type"], row["product_category"]) for row in rows}
     return [named.get(product) or f"product {product}" for product in wanted]
 

@@ -53,9 +53,7 @@ class _Catalog:
 
     successors: Int64s  # [I, SUCCESSORS]
     by_cluster: Int64s  # [I], items ordered by cluster
-    cumulative: (
-        Float64s  # [I], popularity within each cluster, summed along by_cluster: cluster c ends at c + 1
-    )
+    cumulative: Float64s  # [I], popularity within each cluster, summed along by_cluster: cluster c ends at c + 1
     prices: Float64s  # [I]
 
 
@@ -70,9 +68,7 @@ class _Sessions:
     checkout: Int64s  # [S]
 
 
-def write_shop(
-    path: Path, *, seed: int = 7, users: int = 300, items: int = 120, days: int = 60, end_us: int
-) -> int:
+def write_shop(path: Path, *, seed: int = 7, users: int = 300, items: int = 120, days: int = 60, end_us: int) -> int:
     """Write one parquet file of generated raw behaviors, sorted by time.
 
     Args:
@@ -169,9 +165,7 @@ def _behaviors(rng: np.random.Generator, catalog: _Catalog, sessions: _Sessions,
         "customer_id": pa.array(sessions.customers[session] + 1),
         "product_id": pa.array(items + FIRST_ITEM_ID),
         "event": events,
-        "occurred_at": pa.array(times - times.max() + end_us - SECOND_US).cast(
-            RAW_SCHEMA.field("occurred_at").type
-        ),
+        "occurred_at": pa.array(times - times.max() + end_us - SECOND_US).cast(RAW_SCHEMA.field("occurred_at").type),
         "amount": pa.array(catalog.prices[items], mask=event != EVENTS.index("purchase")),
         "event_id": pc.binary_join_element_wise(*keys, events, ":"),
     }
@@ -181,11 +175,7 @@ def _behaviors(rng: np.random.Generator, catalog: _Catalog, sessions: _Sessions,
 def _with_dirt(rng: np.random.Generator, clean: pa.Table) -> pa.Table:
     """``clean`` with deliveries that came twice, one behavior without an item and one of an unknown event."""
     twice = clean.take(pa.array(rng.integers(clean.num_rows, size=DUPLICATES)))
-    without_item, unknown = (
-        clean.slice(int(row), 1).to_pydict() for row in rng.integers(clean.num_rows, size=2)
-    )
+    without_item, unknown = (clean.slice(int(row), 1).to_pydict() for row in rng.integers(clean.num_rows, size=2))
     without_item |= {"product_id": [None], "event_id": ["without-item"]}
     unknown |= {"event": [UNKNOWN_EVENT], "event_id": ["unknown-event"]}
-    return pa.concat_tables(
-        [clean, twice, *(pa.table(row, schema=RAW_SCHEMA) for row in (without_item, unknown))]
-    )
+    return pa.concat_tables([clean, twice, *(pa.table(row, schema=RAW_SCHEMA) for row in (without_item, unknown))])
