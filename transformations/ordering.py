@@ -46,9 +46,18 @@ def _string_ranks(strings: pa.Array | pa.ChunkedArray) -> Int64s:
 
 def lex_order(*keys: npt.NDArray[Any]) -> Int64s:
     """Row numbers in the order of the keys, the first key weighing most; stable. NaN comes last."""
-    if len(keys[0]) == 0:
-        return np.empty(0, dtype=np.int64)
-    return np.lexsort(keys[::-1]).astype(np.int64)
+    first, rest = keys[:2], keys[2:]
+    order = np.lexsort(first[::-1]).astype(np.int64)
+    if not rest or not len(order):
+        return order
+    # Two keys nearly decide: only rows that tie in both are worth sorting by the others.
+    start = starts_of_runs(*(key[order] for key in first))
+    alone = start & np.append(start[1:], True)
+    tied = np.flatnonzero(~alone)
+    run = np.cumsum(start)[tied]
+    rows = order[tied]
+    order[tied] = rows[np.lexsort((*(key[rows] for key in reversed(rest)), run))]
+    return order
 
 
 def is_ordered(*keys: npt.NDArray[Any]) -> bool:
