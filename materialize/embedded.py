@@ -119,7 +119,6 @@ def _connect(socket: Path) -> Any:
     return redis.Redis(
         unix_socket_path=str(socket),
         client_name=client_name(),
-        single_connection_client=True,
         retry=Retry(NoBackoff(), 0),  # a server that is gone is news, not a hiccup
     )
 

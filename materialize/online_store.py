@@ -20,10 +20,14 @@ from feast.infra.online_stores.redis import (
 )
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from feast_embeddings.materialize.addresses import EMBEDDED, Address, address_of, naming
 from feast_embeddings.materialize.deletion import delete_entities, delete_view
 from feast_embeddings.materialize.embedded import client_name, embedded_server
+from feast_embeddings.materialize.packed import reads
 from feast_embeddings.materialize.read_plan import ManifestCache, Read, ResponseRead, RowsRead, kind_of
 from feast_embeddings.models.errors import OnlineStoreError
 
@@ -97,7 +101,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
             return super()._get_client(online_store_config)
         if self._client is None:
             if address.kind == EMBEDDED:
-                self._client = redis.Redis(**_to_embedded(address))
+                self._client = redis.Redis(**_to_embedded(address, Retry))
             elif online_store_config.redis_type == RedisType.redis_cluster:
                 self._client = redis.RedisCluster.from_url(address.target)
             else:
@@ -110,7 +114,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
             return await super()._get_client_async(online_store_config)
         if self._client_async is None:
             if address.kind == EMBEDDED:
-                self._client_async = redis_asyncio.Redis(**_to_embedded(address))
+                self._client_async = redis_asyncio.Redis(**_to_embedded(address, AsyncRetry))
             elif online_store_config.redis_type == RedisType.redis_cluster:
                 self._client_async = redis_asyncio.RedisCluster.from_url(address.target)
             else:
@@ -189,9 +193,9 @@ class EmbeddingOnlineStore(RedisOnlineStore):
 
     def run(self, config: RepoConfig, read: Read) -> list[Any]:
         """Sends a read's commands in one pipeline; its replies."""
-        with self._get_client(config.online_store).pipeline(transaction=False) as pipe:
-            read.queue(pipe)
-            return cast(list[Any], pipe.execute())
+        pipe = reads(self._get_client(config.online_store))
+        read.queue(pipe)
+        return cast(list[Any], pipe.execute())
 
     async def _run_async(self, config: RepoConfig, read: Read) -> list[Any]:
         client = await self._get_client_async(config.online_store)
@@ -257,8 +261,12 @@ class EmbeddingOnlineStore(RedisOnlineStore):
             self.manifests.delete(client, config.project, tables)
 
 
-def _to_embedded(address: Address) -> dict[str, Any]:
-    return {"unix_socket_path": str(embedded_server(Path(address.target))), "client_name": client_name()}
+def _to_embedded(address: Address, retry: type[Retry] | type[AsyncRetry]) -> dict[str, Any]:
+    return {
+        "unix_socket_path": str(embedded_server(Path(address.target))),
+        "client_name": client_name(),
+        "retry": retry(NoBackoff(), 1),  # no network lies between: one reconnection tells whether it is there
+    }
 
 
 def _refuse_own(table: FeatureView) -> None:
