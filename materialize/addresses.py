@@ -99,4 +99,4 @@ def _without_secrets(url: str) -> str:
     parts = urlsplit(url)
     query = re.sub(r"(^|&)(password|username|[^&=]*_password)=[^&]*", "", parts.query).strip("&")
     host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=host, query=query).geturl()
+    return f"{parts.scheme}://{host}{parts.path}" + (f"?{query}" if query else "")
