@@ -141,8 +141,8 @@ def blend(old: Float32s, extracted: Float32s, alphas: Float32s, found: np.ndarra
     """
     weight = np.where(found, alphas, np.float32(0.0)).astype(np.float32)[:, None]
     mixed = weight * old + (np.float32(1.0) - weight) * extracted
-    # α = 0 must return the extracted bits, signed zeros included.
-    return np.where(weight == 0.0, extracted, mixed).astype(np.float32, copy=False)
+    # α = 0 must return the extracted bits, and α = 1 the old ones, signed zeros included.
+    return np.select([weight == 0.0, weight == 1.0], [extracted, old], mixed).astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
