@@ -97,8 +97,14 @@ class Ledger:
     """Reads and writes the ledger tables; every method is one transaction."""
 
     def __init__(self, url: str) -> None:
-        self.url = sa.engine.make_url(url)
-        self._engine = _engine(self.url)
+        try:
+            self.url = sa.engine.make_url(url)
+            self._engine = _engine(self.url)
+        except (sa.exc.ArgumentError, ImportError) as error:
+            raise LedgerError(
+                f"The ledger's URL names no database that can be opened ({error}). Check batch_engine.ledger in "
+                "feature_store.yaml: an SQLAlchemy URL, whose driver is installed; or leave it out, for SQLite."
+            ) from error
         self._check_schema()
 
     @contextmanager
@@ -107,7 +113,7 @@ class Ledger:
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except sa.exc.OperationalError as error:
+        except sa.exc.DBAPIError as error:
             raise LedgerError(
                 f"Ledger {self.url.render_as_string()}: {error.orig}. Check that it can be reached and written."
             ) from error
@@ -201,8 +207,9 @@ class Ledger:
         return self.tick(tick.view, tick.number)
 
     def abandon(self, tick: Tick) -> None:
-        """Void a tick that had no effect, and the fill that it was to make."""
+        """Void a tick that had no effect, what it counted, and the fill that it was to make."""
         with self.transaction() as connection:
+            connection.execute(sa.delete(tick_counts).where(*_key(tick_counts, tick)))
             self._update_tick(connection, tick, state="abandoned")
             if tick.kind == "full":
                 connection.execute(sa.update(fills).where(fills.c.fill.in_(tick.fills)).values(state="retired"))
