@@ -1,0 +1,125 @@
+"""Leases: one job per view, and none for the dead."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from feast_embeddings.materialize.clock import simulated
+from feast_embeddings.materialize.leases import Lease, held
+from feast_embeddings.materialize.ledger import Ledger
+from feast_embeddings.materialize.ledger_schema import leases
+from feast_embeddings.models.errors import LeaseError
+
+VIEW = "view 'user_embedding' of project 'shop'"
+_WORKER = """
+import sys, time
+from feast_embeddings.materialize.leases import Lease
+from feast_embeddings.materialize.ledger import Ledger
+lease = Lease(Ledger(sys.argv[1]), sys.argv[2], 600)
+lease.acquire()
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+@contextmanager
+def _another_process(url: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the lease on ``VIEW``."""
+    with subprocess.Popen([sys.executable, "-c", _WORKER, url, VIEW], stdout=subprocess.PIPE, text=True) as worker:
+        try:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "held\n"
+            yield worker
+        finally:
+            worker.kill()
+
+
+def test_a_second_process_is_refused_until_the_first_one_is_dead(url: str) -> None:
+    ledger = Ledger(url)
+    with _another_process(url) as worker:
+        with pytest.raises(LeaseError) as caught, held(ledger, VIEW):
+            raise AssertionError("two jobs at once")
+        assert all(word in str(caught.value) for word in (VIEW, f"{socket.gethostname()}:{worker.pid}", "run again")), (
+            caught.value
+        )
+        worker.kill()
+        worker.wait()
+        with held(ledger, VIEW) as lease:
+            assert lease.owner != ""
+
+
+def test_a_lease_is_free_after_its_block_also_after_an_error(url: str) -> None:
+    ledger = Ledger(url)
+    with pytest.raises(ZeroDivisionError), held(ledger, VIEW):
+        raise ZeroDivisionError
+    with held(ledger, VIEW), held(ledger, "another view"):
+        pass
+
+
+def test_a_job_of_the_same_process_is_refused_too(url: str) -> None:
+    with held(Ledger(url), VIEW), pytest.raises(LeaseError, match="wait for it to end"), held(Ledger(url), VIEW):
+        pass
+
+
+def test_a_lease_that_ran_out_is_taken_over_and_its_holder_stops(url: str) -> None:
+    slow, quick = Lease(Ledger(url), VIEW, seconds=0.05), Lease(Ledger(url), VIEW)
+    slow.acquire()
+    time.sleep(0.06)
+    quick.acquire()
+    with pytest.raises(LeaseError, match=r"taken over by another worker.*changes nothing more"):
+        slow.check()
+    slow.release()
+    quick.check()
+    with pytest.raises(LeaseError):
+        Lease(Ledger(url), VIEW).acquire()
+
+
+def test_a_working_job_keeps_its_lease_past_its_length(url: str) -> None:
+    lease = Lease(Ledger(url), VIEW, seconds=0.2)
+    lease.acquire()
+    for _ in range(6):
+        time.sleep(0.08)
+        lease.check()
+    with pytest.raises(LeaseError):
+        Lease(Ledger(url), VIEW).acquire()
+
+
+def test_a_worker_of_another_machine_keeps_its_lease_until_it_runs_out(url: str) -> None:
+    ledger = Ledger(url)
+    for owner, expires_us, free in (
+        ("elsewhere:1:abc", time.time_ns() // 1000 + 60_000_000, False),
+        ("elsewhere:1:abc", time.time_ns() // 1000 - 1, True),
+        (f"{socket.gethostname()}:{os.getpid()}:abc", time.time_ns() // 1000 - 1, True),
+    ):
+        with ledger.transaction() as connection:
+            connection.execute(sa.delete(leases))
+            connection.execute(sa.insert(leases).values(resource=VIEW, owner=owner, expires_us=expires_us))
+        if free:
+            with held(ledger, VIEW):
+                pass
+        else:
+            with pytest.raises(LeaseError, match="elsewhere:1:abc"), held(ledger, VIEW):
+                pass
+
+
+def test_a_simulated_clock_does_not_move_leases(url: str) -> None:
+    with simulated(0) as clock, held(Ledger(url), VIEW) as lease:
+        clock.set(10**18)
+        lease.check()
+        with pytest.raises(LeaseError), held(Ledger(url), VIEW):
+            pass
