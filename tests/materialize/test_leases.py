@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,6 @@ from feast_embeddings.materialize.ledger_schema import leases
 from feast_embeddings.models.errors import LeaseError
 
 VIEW = "view 'user_embedding' of project 'shop'"
-_WORKER = """
-import sys, time
-from feast_embeddings.materialize.leases import Lease
-from feast_embeddings.materialize.ledger import Ledger
-lease = Lease(Ledger(sys.argv[1]), sys.argv[2], 600)
-lease.acquire()
-print("held", flush=True)
-time.sleep(600)
-"""
 
 
 @pytest.fixture
@@ -38,15 +30,24 @@ def url(tmp_path: Path) -> str:
 
 
 @contextmanager
-def _another_process(url: str) -> Iterator[subprocess.Popen[str]]:
+def _another_process(url: str) -> Iterator[BaseProcess]:
     """A process that holds the lease on ``VIEW``."""
-    with subprocess.Popen([sys.executable, "-c", _WORKER, url, VIEW], stdout=subprocess.PIPE, text=True) as worker:
-        try:
-            assert worker.stdout is not None
-            assert worker.stdout.readline() == "held\n"
-            yield worker
-        finally:
-            worker.kill()
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+    worker = fork.Process(target=_hold, args=(url, ready), daemon=True)
+    worker.start()
+    try:
+        assert ready.wait(20)
+        yield worker
+    finally:
+        worker.kill()
+        worker.join()
+
+
+def _hold(url: str, ready: Event) -> None:
+    Lease(Ledger(url), VIEW, 600).acquire()
+    ready.set()
+    time.sleep(600)
 
 
 def test_a_second_process_is_refused_until_the_first_one_is_dead(url: str) -> None:
@@ -58,7 +59,7 @@ def test_a_second_process_is_refused_until_the_first_one_is_dead(url: str) -> No
             caught.value
         )
         worker.kill()
-        worker.wait()
+        worker.join()
         with held(ledger, VIEW) as lease:
             assert lease.owner != ""
 
