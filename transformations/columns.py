@@ -22,6 +22,7 @@ def check_columns(schema: pa.Schema, contract: BehaviorContract, where: str) -> 
         BehaviorSourceError: Names the column, the place, what is there, and the line of the contract to
             change.
     """
+    check_names(schema, where)
     for role, column in contract.columns.items():
         if column not in schema.names:
             raise BehaviorSourceError(_missing(schema, role, column, where))
@@ -31,6 +32,20 @@ def check_columns(schema: pa.Schema, contract: BehaviorContract, where: str) -> 
                 f"Column {column!r} of {where} is {schema.field(column).type}, which cannot be read as "
                 f"{role} "
                 f"({_WORDS[wanted]}). Store it as such, or name another column in the contract: {role}='…'."
+            )
+
+
+def check_names(schema: pa.Schema, where: str) -> None:
+    """Checks that no two columns share a name.
+
+    Raises:
+        BehaviorSourceError: Names the column that occurs twice.
+    """
+    for name in schema.names:
+        if schema.names.count(name) > 1:
+            raise BehaviorSourceError(
+                f"{where} has {schema.names.count(name)} columns named {name!r}, and which one is meant cannot "
+                "be told. Give each column a name of its own."
             )
 
 

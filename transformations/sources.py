@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from feast_embeddings.models.batch import Ids, Int64s
 from feast_embeddings.models.errors import BehaviorSourceError
-from feast_embeddings.transformations.columns import check_columns
+from feast_embeddings.transformations.columns import check_columns, check_names
 from feast_embeddings.transformations.contract import BehaviorContract
 from feast_embeddings.transformations.times import DAY_US, read_times, ticks_at_or_after
 
@@ -91,13 +92,13 @@ def _open(path: str | Path, contract: BehaviorContract) -> ds.Dataset:
     rows, schemas = 0, []
     for file in files:
         try:
-            fragment = next(iter(_dataset([file], folder).get_fragments()))
-            rows += fragment.count_rows()
+            with pq.ParquetFile(file) as parquet:
+                rows += parquet.metadata.num_rows
+                check_names(parquet.schema_arrow, file)
             schemas.append(_dataset([file], folder).schema)
         except (pa.ArrowInvalid, OSError) as error:
             raise BehaviorSourceError(
-                f"{file} is not a whole parquet file ({_first_line(error)}). Write it again, to a temporary "
-                "name "
+                f"{file} is not a whole parquet file ({_first_line(error)}). Write it again, to a temporary name "
                 "that is renamed when it is complete, or take it out of the behavior source."
             ) from error
         check_columns(schemas[-1], contract, file)

@@ -253,3 +253,15 @@ def test_files_whose_types_do_not_go_together_are_named(stored: Callable[..., Pa
     stored(rows([0], pa.timestamp("us")), "log/b.parquet")
     with pytest.raises(BehaviorSourceError, match="types that do not go together"):
         read_behaviors(tmp_path / "log", contract())
+
+
+def test_a_column_name_that_occurs_twice_is_named(stored: Callable[..., Path]) -> None:
+    table = rows([0]).append_column("sku", pa.array([1]))
+    with pytest.raises(BehaviorSourceError, match="has 2 columns named 'sku'"):
+        read_behaviors(stored(table), contract())
+
+
+def test_a_dotted_column_name_is_one_name(stored: Callable[..., Path]) -> None:
+    path = stored(rows([0]).append_column("user.id", pa.array([7])))
+    table = read_behaviors(path, contract(entity="user.id"), entities=np.array([7]))
+    assert table["user.id"].to_pylist() == [7]
