@@ -205,23 +205,42 @@ def _private(folder: Path) -> None:
 
 
 def _start(folder: Path) -> Path:
-    socket, log = _new_socket(folder), folder / "valkey.log"
+    socket, log, settings = _new_socket(folder), folder / "valkey.log", folder / "valkey.conf"
     _private(socket.parent)
-    socket.unlink(missing_ok=True)
-    (folder / "valkey.socket").write_text(f"{socket}\n")
-    settings = folder / "valkey.conf"
-    settings.write_text(_settings(folder, socket))
-    try:
-        _children[folder] = _spawn([str(get_binary_path()), str(settings)], log)
-    except (OSError, ValkeyBinaryNotFoundError) as error:
-        raise OnlineStoreError(f"{_cannot_start(folder)}: {error}. {_REMEDY}") from error
+    with (folder / "valkey.alive").open("a") as alive:
+        _seize(alive.fileno(), folder)
+        socket.unlink(missing_ok=True)
+        (folder / "valkey.socket").write_text(f"{socket}\n")
+        settings.write_text(_settings(folder, socket))
+        try:
+            _children[folder] = _spawn([str(get_binary_path()), str(settings)], log, alive.fileno())
+        except (OSError, ValkeyBinaryNotFoundError) as error:
+            raise OnlineStoreError(f"{_cannot_start(folder)}: {error}. {_REMEDY}") from error
     return socket
 
 
-def _spawn(command: list[str], log: Path) -> int:
+def _seize(alive: int, folder: Path) -> None:
+    """Locks the file that a server holds as long as it lives: two servers would ruin each other's data."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while True:
+        try:
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise OnlineStoreError(
+                    f"A server of {folder} is running, but does not answer at its socket: was the socket removed? "
+                    f"Stop it (its process id leads the last lines of {folder / 'valkey.log'}), then try again."
+                ) from None
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _spawn(command: list[str], log: Path, alive: int) -> int:
     """Starts a process in a session of its own, so that neither Ctrl-C nor the end of this one reaches it."""
     to_log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     actions = [
+        (os.POSIX_SPAWN_DUP2, alive, alive + 1),  # the lock goes on with the copy that the server inherits
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log), to_log, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         self._config: RepoConfig | None = None
         self._address: Address | None = None
         self._process = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @contextmanager
     def redis(self, config: RepoConfig) -> Iterator[Any]:
@@ -109,7 +111,9 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         return self._client
 
     async def _get_client_async(self, online_store_config: RedisOnlineStoreConfig) -> Any:
-        address = self._here(online_store_config)
+        address, loop = self._here(online_store_config), asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._client_async = loop, None  # connections belong to the loop that opened them
         if address.kind == "stock":
             return await super()._get_client_async(online_store_config)
         if self._client_async is None:

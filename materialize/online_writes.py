@@ -81,17 +81,18 @@ def write_fill(
         tick: The tick's number, below 2 ** 53.
         tick_end_us: End of the tick, in microseconds.
         event_time_us: The rows' event timestamp, in microseconds.
-        ids: Entities, int64 or strings.
+        ids: Entities, int64 or strings, each once.
         vectors: One row per entity.
         chunk_rows: Rows per call; each call is atomic, the whole is not.
         on_chunk: Called after each call with the rows sent so far; what it raises stops the write.
 
     Returns:
-        Rows written; those that a tick of the same or a larger number wrote before are left as they are.
+        The number of rows written; those that a tick of the same or a larger number wrote before are left as they are.
 
     Raises:
-        OnlineStoreError: Redis cannot be reached, or refused.
+        OnlineStoreError: Redis cannot be reached, or refused; or ids and vectors are not of one length.
     """
+    _same_length(view_name, ids, len(vectors))
     writer = _Writer(store, config, keys.qualified(view_name, fill), [feature], tick, tick_end_us, event_time_us)
     encoded = (
         (keys.entity_keys(config.project, join_key, ids[rows]), [wire.encode_vectors(vectors[rows])])
@@ -118,6 +119,7 @@ def write_history(
 
     ``item_dtype`` is ``int64`` or ``string``.
     """
+    _same_length(view_name, ids, len(batch))
     writer = _Writer(store, config, view_name, keys.HISTORY_FEATURES, tick, tick_end_us, event_time_us)
     encoded = (
         (
@@ -342,6 +344,13 @@ def _before(batch: HistoryBatch, as_of_us: int) -> HistoryBatch:
     return HistoryBatch(
         offsets, batch.items[kept], batch.behavior_types[kept], batch.times[kept], batch.values[kept], batch.as_of
     )
+
+
+def _same_length(view_name: str, ids: Ids, rows: int) -> None:
+    if len(ids) != rows:
+        raise OnlineStoreError(
+            f"A write to view {view_name!r} has {len(ids)} ids and {rows} rows: give one row per id."
+        )
 
 
 def _slices(rows: int, size: int) -> Iterator[slice]:

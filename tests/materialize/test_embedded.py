@@ -15,6 +15,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from feast_embeddings.materialize import embedded
 from feast_embeddings.materialize.embedded import client_name, detach, embedded_server
 from feast_embeddings.models.errors import OnlineStoreError
 
@@ -185,6 +186,25 @@ def test_a_copied_folder_has_a_server_of_its_own(folder, tmp_path):
         assert client.get("owner") == b"original"
     detach(copy)
     assert answers(folder)
+
+
+def test_a_server_whose_socket_was_removed_is_not_given_a_rival(folder, monkeypatch):
+    # given a running server whose socket a cleaner has removed
+    visitor = Visitor(folder).arrived()
+    Path((folder / "valkey.socket").read_text().strip()).unlink()
+
+    # then no second server is started on its data
+    monkeypatch.setattr(embedded, "STOP_SECONDS", 0.2)
+    with pytest.raises(OnlineStoreError, match="is running, but does not answer at its socket") as caught:
+        embedded_server(folder)
+    assert "valkey.log" in str(caught.value)
+
+    # and once it has ended, one is
+    os.kill(visitor.server, signal.SIGTERM)
+    monkeypatch.setattr(embedded, "STOP_SECONDS", 10.0)
+    with client_of(folder) as client:
+        assert client.get("visits") == b"1"
+    visitor.leave()
 
 
 def test_a_failed_start_shows_the_log(tmp_path):

