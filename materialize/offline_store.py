@@ -37,7 +37,7 @@ from feast_embeddings.materialize.embedding_log import ids_of
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.read_plan import pinned_space, ttl_us
 from feast_embeddings.materialize.retrieval import ROW, Asked, EntityRows, ServedRetrievalJob, check_names
-from feast_embeddings.materialize.views import KIND, TAG, EmbeddingSpec, spec_of
+from feast_embeddings.materialize.views import FEATURE, KIND, TAG, EmbeddingSpec, spec_of
 from feast_embeddings.materialize.workspace import Workspace, embedding_specs
 from feast_embeddings.models import read_manifest
 from feast_embeddings.models.errors import DeclarationError
@@ -208,7 +208,7 @@ def _embedding(
     space = served_space(workspace.ledger, spec, pinned_space(view))
     ids = rows.ids(view)
     vectors = served_vectors(workspace.ledger, workspace.log(spec), spec, space, ids, rows.times_us)
-    return {view.features[0].name: vectors}
+    return {FEATURE: vectors}
 
 
 def _history(view: FeatureView, rows: EntityRows, config: RepoConfig, registry: BaseRegistry, project: str) -> _Columns:

@@ -128,7 +128,10 @@ class Asked:
         projection: Any = view.projection
         prefix = f"{projection.name_to_use()}:"
         name = view.projection.name_alias or view.name
-        features = [ref.removeprefix(prefix) for ref in feature_refs if ref.startswith(prefix)]
+        found = [ref.removeprefix(prefix) for ref in feature_refs if ref.startswith(prefix)]
+        # a stream view that comes back from the registry lists its join key among its features
+        keys = {column.name for column in view.entity_columns}
+        features = [feature for feature in found if feature not in keys]
         return cls(view, {feature: f"{name}__{feature}" if full_feature_names else feature for feature in features})
 
 
