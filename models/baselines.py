@@ -75,7 +75,7 @@ def _transitions(rows: Int64s, histories: HistoryBatch, size: int, distance: int
         torch.from_numpy(np.concatenate(pairs, axis=1)),
         torch.from_numpy(np.concatenate(weights)),
     )
-    counted = torch.sparse_coo_tensor(indices, values, (size, size)).coalesce()
+    counted = torch.sparse_coo_tensor(indices, values, (size, size), check_invariants=False).coalesce()
     return counted.to_dense() if size <= _DENSE_ITEMS else counted
 
 
@@ -84,7 +84,7 @@ def _normalized(table: torch.Tensor, damping: float) -> torch.Tensor:
         return table / (table.sum(dim=1, keepdim=True) + damping)
     sums = torch.sparse.sum(table, dim=1).to_dense() + damping
     values = table.values() / sums[table.indices()[0]]
-    return torch.sparse_coo_tensor(table.indices(), values, table.shape).coalesce()
+    return torch.sparse_coo_tensor(table.indices(), values, table.shape, check_invariants=False).coalesce()
 
 
 def _recent_rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ _WIDTHS = (8, 16, 32, 50, 64, 100, 128, 200, 256, 384, 512, 768, 1024)
 # of another shape may add in another order. Small enough on a CPU for one history to be quick, large enough
 # on a GPU to fill it.
 _CHUNK_TOKENS = {"cpu": 2048, "mps": 16384, "cuda": 65536}
+
+# Matrix products of fewer rows are shared among threads in another way, and so add in another order.
+_LEAST_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,24 @@ class Block(nn.Module):
         out: torch.Tensor = x + self.dropout(self.feed_forward(self.forward_norm(x)))
         return out
 
+    def last(self, x: torch.Tensor, at: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """What ``forward`` gives at P positions (rows, columns), states (P, D), for about half of its work."""
+        x = x[at] + self.attention_out(self.mix(self.attention_norm(x))[at])
+        out: torch.Tensor = x + self.feed_forward(self.forward_norm(x))
+        return out
+
     def attend(self, x: torch.Tensor) -> torch.Tensor:
-        """Causal attention; padding is on the right, so no real position ever sees it."""
+        """Causal attention (B, L, D) to (B, L, D)."""
+        out: torch.Tensor = self.attention_out(self.mix(x))
+        return out
+
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        """Attention before its output layer; padding is on the right, so no real position ever sees it."""
         rows, width, dim = x.shape
         heads = self.attention_in(x).view(rows, width, 3, self.heads, dim // self.heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, H, L, D / H)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, L, D / H)
-        out: torch.Tensor = self.attention_out(mixed.transpose(1, 2).reshape(rows, width, dim))
-        return out
+        return mixed.transpose(1, 2).reshape(rows, width, dim)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """ReGLU (https://arxiv.org/abs/2002.05202): ReLU, unlike a sigmoid, rounds alike in vector and scalar code."""
@@ -152,6 +165,24 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
         """Final-normed states (B, L, D) of padded tokens [B, L]."""
+        x = self._embed(tokens)
+        for block in self.blocks:
+            x = block(x)
+        states: torch.Tensor = self.norm(x)
+        return states
+
+    def _last_states(self, tokens: Tokens, last: torch.Tensor) -> torch.Tensor:
+        """Final-normed states (B, D) at positions ``last`` (B,)."""
+        x = self._embed(tokens)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        rows = torch.arange(max(len(last), _LEAST_ROWS), device=last.device) % len(last)
+        x = cast(Block, self.blocks[-1]).last(x, (rows, last[rows]))  # (max(B, least), D)
+        states: torch.Tensor = self.norm(x)[: len(last)]
+        return states
+
+    def _embed(self, tokens: Tokens) -> torch.Tensor:
+        """What enters the blocks (B, L, D): the sum of what is known of each behavior."""
         items = tokens.items
         if self.training and self.config.item_dropout:
             items = items.masked_fill(torch.rand(items.shape, device=items.device) < self.config.item_dropout, 0)
@@ -160,11 +191,8 @@ class SequenceEncoder(nn.Module):
         x = x + self.type_table(tokens.types) + self.gap_table(tokens.gaps)
         if self.normalizer is not None:
             x = x + self.value_projection(tokens.values)
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x)
-        states: torch.Tensor = self.norm(x)
-        return states
+        embedded: torch.Tensor = self.dropout(x)
+        return embedded
 
     def encode(self, batch: HistoryBatch) -> Float32s:
         """Vectors of histories, float32 [B, dim]: from the last ``context`` behaviors, zeros where there are none.
@@ -199,9 +227,9 @@ class SequenceEncoder(nn.Module):
         starts, lengths = np.zeros((2, self._chunk_rows(width)), np.int64)  # rows beyond the chunk's are padding
         starts[: len(rows)], lengths[: len(rows)] = batch.offsets[rows], batch.lengths[rows]
         padded = tokens.padded(torch.from_numpy(starts), torch.from_numpy(lengths), width)
-        states = self(padded.to(self.device))  # (R, L, D)
-        last = torch.from_numpy(lengths[: len(rows)] - 1).to(self.device)
-        vectors: Float32s = states[torch.arange(len(rows), device=self.device), last].float().cpu().numpy()
+        last = torch.from_numpy(np.maximum(lengths - 1, 0)).to(self.device)
+        states = self._last_states(padded.to(self.device), last)  # (R, D)
+        vectors: Float32s = states[: len(rows)].float().cpu().numpy()
         return vectors
 
     def encode_items(self, items: Ids) -> tuple[Float32s, Bools]:
