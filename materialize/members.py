@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from feast import FeatureView
 
 from feast_embeddings.materialize.ledger import Tick
@@ -23,6 +24,7 @@ from feast_embeddings.transformations import (
     read_behaviors,
     rules_of,
 )
+from feast_embeddings.transformations.times import read_times
 
 _DAY_US = 86_400_000_000
 
@@ -52,20 +54,25 @@ class BehaviorLog:
         Earlier rows of the same UTC day inform the cleaning rules; they are neither counted nor returned.
         """
         until = self._created(tick.created_until_us)
-        raw = self._read(tick.start_us, tick.end_us, None, until)
+        by_created = bool(self.contract.created_time) and tick.created_from_us is not None
+        # Without any time that tells when it came, a row would come again in every tick: refreshes refuse it.
+        raw = self._read(tick.start_us, tick.end_us, None, until, undated=tick.kind == "full" and not by_created)
         context = None
         if tick.start_us is not None:
             first = tick.start_us
-            if self.contract.created_time and tick.created_from_us is not None:
-                late = self._read(None, tick.start_us, tick.created_from_us, until)
-                first = min(first, _first_us(late, self.contract, first))
+            if by_created:
+                late = self._read(None, tick.start_us, tick.created_from_us, until, undated=True)
+                late = late if tick.kind == "full" else late.filter(pa.array(self._placed(late)))
+                first = self._first_us(late, first)
                 raw = pa.concat_tables([raw, late])
             day = first // _DAY_US * _DAY_US
-            context = self._read(day, tick.start_us, None, self._created(tick.created_from_us))
+            context = self._read(day, tick.start_us, None, self._created(tick.created_from_us), undated=False)
         now = max(tick.end_us, tick.created_until_us)
         return prepare(raw, self.contract, self.rules, now, context=context)
 
-    def _read(self, start: int | None, end: int, created_from: int | None, created_until: int | None) -> pa.Table:
+    def _read(
+        self, start: int | None, end: int, created_from: int | None, created_until: int | None, *, undated: bool
+    ) -> pa.Table:
         return read_behaviors(
             self.path,
             self.contract,
@@ -73,7 +80,19 @@ class BehaviorLog:
             event_until_us=end,
             created_from_us=created_from,
             created_until_us=created_until,
+            undated=undated,
         )
+
+    def _placed(self, raw: pa.Table) -> npt.NDArray[np.bool_]:
+        """Rows that have an event time or a created time, bool [N]."""
+        columns = (self.contract.event_time, self.contract.created_time or self.contract.event_time)
+        times = [read_times(raw[column], self.contract.naive_time_zone) for column in columns]
+        return np.asarray(times[0].usable | times[1].usable, np.bool_)
+
+    def _first_us(self, raw: pa.Table, default: int) -> int:
+        """The earliest event time, at most ``default``, in microseconds."""
+        times = read_times(raw[self.contract.event_time], self.contract.naive_time_zone)
+        return int(times.us[times.usable].min(initial=default))
 
     def _created(self, us: int | None) -> int | None:
         return us if self.contract.created_time else None
@@ -99,11 +118,3 @@ def counts_of(prepared: Prepared) -> Mapping[str, int]:
         "deduplicated": counts.deduplicated,
         **quarantined,
     }
-
-
-def _first_us(raw: pa.Table, contract: BehaviorContract, default: int) -> int:
-    """Event time of the earliest row, in microseconds."""
-    if raw.num_rows == 0:
-        return default
-    earliest = pc.min(raw[contract.event_time]).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).as_py()
-    return default if earliest is None else int(earliest)
