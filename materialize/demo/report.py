@@ -33,12 +33,12 @@ def print_summary(
     """Print the table, best quality first, then parity and ranker, and which line won."""
     ordered = sorted(lines, key=lambda line: -line.quality.ndcg)
     weeks, households = ordered[0].quality.weeks, ordered[0].quality.households
-    title = f"Purchases of the following week: {weeks} weeks, {households} households, whole catalogue ranked"
-    table = Table("", "", title=title, title_justify="left")
-    for column in ("NDCG@10", "hit rate@10", "recall@10", "encoded", "vectors written", "seconds"):
+    title = f"What is bought in the following week: {weeks} weeks, {households} households"
+    table = Table("", title=title, title_justify="left")
+    for column in ("NDCG@10", "hit@10", "recall@10", "encoded", "written", "job s"):
         table.add_column(column, justify="right")
     for line in ordered:
-        table.add_row(line.name, line.detail, *_cells(line))
+        table.add_row(line.name, *_cells(line))
     console.print(table)
     console.print(f"{outside:.1%} of the purchases are of products outside the catalogue, and are not counted.")
     console.print(_verdict(ordered))

@@ -152,8 +152,8 @@ def _summarize(
     sample = np.sort(np.random.default_rng(seed).choice(len(future.entities), _SAMPLE, replace=False))
     ahead = WeekAhead(future, catalogue, sample, sorted(replays[0].weekly))
     lines = [_line(replay, ahead) for replay in replays]
-    lines.append(Line("popularity", "of the last 7 days", ahead.popular()))
-    lines.append(Line("repeat purchase", "the household's own", ahead.repeated()))
+    lines.append(Line("popular, 7 days", "what all households bought most in the last 7 days", ahead.popular()))
+    lines.append(Line("repeat purchase", "what the household itself bought most often", ahead.repeated()))
     parity = sum((replay.compared.parity for replay in replays), Parity(0, 0, 0, 0))
     ranker = _ranked(replays, seed)
     print_summary(console, lines, parity, ranker, ahead.outside)
