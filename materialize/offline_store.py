@@ -102,16 +102,8 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
         compute = [partial(_read, each, rows, config, registry, project) for each in ours]
         if ordinary or any(view.mode == "substrait" for view in on_demand):
-            job = stock.get_historical_features_ibis(
-                entity_df=rows.frame.assign(**{ROW: np.arange(len(rows))}),
-                feature_views=ordinary,
-                feature_refs=feature_refs,
-                registry=registry,
-                project=project,
-                full_feature_names=full_feature_names,
-                filter_by_created_timestamp=filter_by_created_timestamp,
-                **_stock_options(config),
-            )
+            by_created = filter_by_created_timestamp
+            job = _stock_job(rows, ordinary, feature_refs, config, registry, project, full_feature_names, by_created)
             compute.insert(0, partial(_stock_columns, job, rows))
         return ServedRetrievalJob(
             rows,
@@ -217,7 +209,7 @@ def _history(view: FeatureView, rows: EntityRows, config: RepoConfig, registry: 
     owner = next((spec for spec in embedding_specs(registry, project) if spec.history == view.name), None)
     ticks = workspace.ledger.published_ticks(owner.view) if owner else []
     contexts = _contexts(workspace, owner) if owner else {}
-    kept = {tick.number: max(contexts[fill] for fill in tick.fills) for tick in ticks}
+    kept = {tick.number: tick.kept or max(contexts[fill] for fill in tick.fills) for tick in ticks}
     return _computed(view, rows, lambda ids, times_us: history_at(log, ticks, kept, ttl_us(view), ids, times_us))
 
 
@@ -274,6 +266,28 @@ def _stock_options(config: RepoConfig) -> dict[str, Any]:
         "staging_location": config.offline_store.staging_location,
         "staging_location_endpoint_override": config.offline_store.staging_location_endpoint_override,
     }
+
+
+def _stock_job(
+    rows: EntityRows,
+    views: list[FeatureView],
+    feature_refs: list[str],
+    config: RepoConfig,
+    registry: BaseRegistry,
+    project: str,
+    full_feature_names: bool,
+    filter_by_created_timestamp: bool,
+) -> RetrievalJob:
+    return stock.get_historical_features_ibis(
+        entity_df=rows.frame.assign(**{ROW: np.arange(len(rows))}),
+        feature_views=views,
+        feature_refs=feature_refs,
+        registry=registry,
+        project=project,
+        full_feature_names=full_feature_names,
+        filter_by_created_timestamp=filter_by_created_timestamp,
+        **_stock_options(config),
+    )
 
 
 def _stock_columns(job: RetrievalJob, rows: EntityRows) -> _Columns:
