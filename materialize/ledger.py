@@ -35,6 +35,7 @@ class Tick:
             the second, and late ones (event time before the start) at or after the first.
         fills: The fills that it writes.
         members, digest: Count and digest of its accepted behaviors, once read.
+        kept: Behaviors that it keeps of each history: the longest context among the encoders then in use.
         window_start_us, published_us: The publish window; within it, either vector may be read.
         rows: Rows of vectors that it holds.
         encoded: Histories or items that were encoded for it.
@@ -51,6 +52,7 @@ class Tick:
     fills: tuple[str, ...]
     members: int | None
     digest: str | None
+    kept: int | None
     window_start_us: int | None
     published_us: int | None
     rows: int

@@ -61,6 +61,7 @@ ticks = Table(
     Column("fills", Text, nullable=False),  # JSON: the fills it writes
     Column("members", BigInteger),
     Column("digest", String(64)),
+    Column("kept", BigInteger),  # behaviors that it keeps of each history
     Column("encoded", BigInteger, nullable=False, default=0),
     Column("rows", BigInteger, nullable=False, default=0),
     Column("recorded_us", BigInteger, nullable=False),

@@ -19,13 +19,10 @@ from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.policy import Due, Incremental, due
 from feast_embeddings.materialize.progress import progress
 from feast_embeddings.materialize.steps import reached
-from feast_embeddings.materialize.ticks import Ticks
+from feast_embeddings.materialize.ticks import RECEIVING, Ticks
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, behaviors_of
 from feast_embeddings.models.errors import OnlineStoreError, TickError
-
-RECEIVING = ("live", "retained", "ready")
-"""States of the fills that ticks go into."""
 
 
 @dataclass
@@ -77,7 +74,7 @@ class Runner:
         self._check_end(end_us)
         with self._ticks() as ticks:
             resumed = self._take_up(ticks)
-            if resumed is None or (resumed.kind, resumed.end_us) != ("full", end_us):
+            if resumed is None or not self._is_refresh(resumed, end_us):
                 watermark = self._watermark()
                 if watermark is not None and end_us < watermark:
                     raise TickError(
@@ -97,13 +94,19 @@ class Runner:
         """
         self._check_end(end_us)
         with self._ticks() as ticks:
-            self._take_up(ticks)
             self._check_online()
+            self._take_up(ticks)
             for unit in progress(self._due(end_us), f"{self.spec.view}: ticks", "tick"):
                 self._run(ticks, unit)
             if not self.outcome.units:
                 self.outcome.notices.append(f"nothing is due up to {iso(end_us)}: 0 rows written")
         return self.outcome
+
+    def _is_refresh(self, tick: Tick, end_us: int) -> bool:
+        """Whether a tick was the refresh as of ``end_us`` by the encoder that is declared now."""
+        if (tick.kind, tick.end_us) != ("full", end_us):
+            return False
+        return self.ledger.fill(tick.fills[0]).space == self.workspace.declared_space(self.spec)
 
     # ── what is due ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -176,11 +179,10 @@ class Runner:
         if tick is None:
             self._cut_over_ready()
             return None
-        if ticks.changed(tick):
-            self.ledger.abandon(tick)
-            self.outcome.notices.append(
-                f"tick {tick.number} had no effect yet and its behaviors changed: it is recorded anew"
-            )
+        reason = "its behaviors changed" if ticks.changed(tick) else self._lost() if ticks.reads_state(tick) else None
+        if reason is not None:
+            ticks.abandon(tick)
+            self.outcome.notices.append(f"tick {tick.number} had no effect yet and {reason}: it is recorded anew")
             return None
         self.outcome.notices.append(f"took up tick {tick.number}, which a stopped job had left unfinished")
         self._finish(ticks, tick)
@@ -210,12 +212,19 @@ class Runner:
             )
 
     def _check_online(self) -> None:
+        lost = self._lost()
+        if lost is not None:
+            raise OnlineStoreError(
+                f"View {self.spec.view!r}: {lost}, which the ledger says is live: it was emptied or replaced. "
+                "Run `feast materialize` for a full refresh."
+            )
+
+    def _lost(self) -> str | None:
+        """What Redis should hold of the live generation, and does not."""
         live = self.ledger.live_generation(self.spec.encoder)
         if live is None:
-            return
+            return None
         manifest = online.read_manifest(self.store, self.config, self.spec.encoder)
-        if manifest is None or manifest.generation < live.generation:
-            raise OnlineStoreError(
-                f"Redis does not hold generation {live.generation} of encoder {self.spec.encoder!r}, which the ledger "
-                "says is live: it was emptied or replaced. Run `feast materialize` for a full refresh."
-            )
+        if manifest is not None and manifest.generation >= live.generation:
+            return None
+        return f"Redis does not hold generation {live.generation} of encoder {self.spec.encoder!r}"

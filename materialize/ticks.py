@@ -6,6 +6,7 @@ read state → compute → staged files (exclusive) → Redis (guarded by tick n
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 from feast import RepoConfig
 
 from feast_embeddings.materialize import online_writes as online
@@ -25,6 +26,9 @@ from feast_embeddings.models.batch import Float32s, Ids
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations import Behaviors, Histories, Prepared, extend
 from feast_embeddings.transformations.contract import IdType
+
+RECEIVING = ("live", "retained", "ready")
+"""States of the fills that ticks go into."""
 
 
 class Ticks:
@@ -56,6 +60,16 @@ class Ticks:
         behaviors = self._source.members(tick).behaviors
         return (tick.members, tick.digest) != (len(behaviors), digest(behaviors))
 
+    def reads_state(self, tick: Tick) -> bool:
+        """Whether a tick has still to read, from Redis, the vectors that it blends with."""
+        return tick.kind == "incremental" and not self._staged(tick)
+
+    def abandon(self, tick: Tick) -> None:
+        """Void a tick that had no effect, with all that it left: counts, quarantined rows, staged files."""
+        self.ledger.abandon(tick)
+        self.workspace.quarantine().write(self.spec.view, tick.number, pa.table({}))
+        self.log.drop_staged(tick.number, tick.fills)
+
     def finish(self, tick: Tick) -> Tick:
         """Compute what is not staged yet, write it to Redis, and publish it; a refresh is left to its cutover."""
         if not self._staged(tick):
@@ -76,7 +90,21 @@ class Ticks:
 
     def _staged(self, tick: Tick) -> bool:
         history = self._source is None or self.log.staged_history(tick.number) is not None
-        return history and all(self.log.staged(fill, tick.number) is not None for fill in tick.fills)
+        return history and all(self.log.staged(fill, tick.number) is not None for fill in self._targets(tick))
+
+    def _targets(self, tick: Tick) -> list[str]:
+        """The fills a tick writes, without those that a cutover of another view has retired since."""
+        return [name for name in tick.fills if self.ledger.fill(name).state not in ("retired", "removed")]
+
+    def _kept(self, tick: Tick) -> int:
+        """How many behaviors of each history a tick keeps: enough for every encoder in use, fixed once chosen."""
+        if tick.kept is not None:
+            return tick.kept
+        used = self.ledger.fills(view=self.spec.view, states=RECEIVING)
+        spaces = {fill.space for fill in (*used, *map(self.ledger.fill, tick.fills))}
+        kept = max(self.workspace.encoder(space).context for space in spaces)
+        self.ledger.update_tick(tick, kept=kept)
+        return kept
 
     def _stage(self, tick: Tick) -> None:
         self._encoded = 0
@@ -108,16 +136,16 @@ class Ticks:
         behaviors = members if tick.start_us is None else source.until(tick.end_us, tick.created_until_us)
         encoder = self._encoder(self.ledger.fill(tick.fills[0]))
         ids = behaviors.entities
-        batch = Histories(behaviors).as_of(ids, tick.end_us, encoder.context)
+        batch = Histories(behaviors).as_of(ids, tick.end_us, self._kept(tick))
         vectors = self._encode(encoder, batch)
         self.log.stage_history(tick.number, ids, batch)
         self.log.stage(tick.fills[0], tick.number, ids, vectors)
 
     def _stage_increment(self, tick: Tick, behaviors: Behaviors) -> None:
         ids = behaviors.entities
-        fills = [self.ledger.fill(name) for name in tick.fills]
+        fills = [self.ledger.fill(name) for name in self._targets(tick)]
         encoders = {fill.space: self._encoder(fill) for fill in fills}
-        context = max(encoder.context for encoder in encoders.values())
+        context = self._kept(tick)
         previous = self._read_history(ids, tick.end_us)
         batch = extend(previous, ids, behaviors, context, tick.end_us)
         policy = self._incremental()
@@ -176,7 +204,7 @@ class Ticks:
 
     def _write(self, tick: Tick) -> int:
         rows = 0
-        for fill in tick.fills:
+        for fill in self._targets(tick):
             staged = self.log.staged(fill, tick.number)
             assert staged is not None, fill  # noqa: S101 - finish() staged it
             ids, vectors = staged
@@ -234,7 +262,7 @@ class Ticks:
         last = self.ledger.last_tick(self.spec.view)
         # Within a fill the log's times strictly grow, also where a simulated clock stands still.
         event_us = max(now_us(), (last.published_us or 0) + 1 if last else 0)
-        for name in tick.fills:
+        for name in self._targets(tick):
             fill = self.ledger.fill(name)
             stamp = LogStamp(name, fill.space, tick.number, tick.end_us, tick.window_start_us or event_us, event_us)
             self.log.publish(stamp, live=fill.state == "live")

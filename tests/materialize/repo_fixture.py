@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from feast_embeddings.materialize.clock import SimulatedClock, simulated
 from feast_embeddings.materialize.ledger import Fill, Tick
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.online_reads import Vectors, read_vectors
+from feast_embeddings.materialize.runner import Outcome, Runner
 from feast_embeddings.materialize.steps import listening
 from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.materialize.views import EmbeddingSpec
@@ -162,6 +164,14 @@ def stopping_at(step: str, nth: int = 1) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """A repo as it was: a copy of its folder, and its keys in Redis."""
+
+    folder: Path
+    keys: dict[bytes, bytes]
+
+
 @dataclass
 class SmallRepo:
     """A feature repo in ``folder``; the process must be in that folder."""
@@ -213,6 +223,42 @@ class SmallRepo:
     def incremental(self, end_us: int, views: list[str] | None = None) -> None:
         """`feast materialize-incremental`, as a fresh job."""
         FeatureStore(".").materialize_incremental(moment(end_us), views or list(VIEWS))
+
+    def run(self, end_us: int, view: str = "user_embedding", *, refresh: bool = False) -> Outcome:
+        """The engine's part of such a job alone, as a fresh one: quicker."""
+        online = online_store_of(self.store)
+        runner = Runner(self.workspace, online, self.store.config, self.store.registry, self.spec(view))
+        return runner.refresh(end_us) if refresh else runner.run_due(end_us)
+
+    def freeze(self) -> Frozen:
+        """The repo's files and its part of Redis, for any number of later runs from here."""
+        copy = self.folder.with_name(f"{self.folder.name}-frozen")
+        shutil.copytree(self.folder, copy)
+        with self.redis() as client:
+            return Frozen(copy, {key: client.dump(key) for key in self._keys(client)})
+
+    def thaw(self, frozen: Frozen) -> None:
+        """Back to where :meth:`freeze` was called."""
+        shutil.rmtree(self.folder / "data")
+        for file in frozen.folder.iterdir():
+            if file.is_dir():
+                shutil.copytree(file, self.folder / file.name)
+            else:
+                shutil.copy(file, self.folder / file.name)
+        with self.redis() as client:
+            client.delete(*self._keys(client))
+            for key, dump in frozen.keys.items():
+                client.restore(key, 0, dump)
+        self._store = None
+
+    @contextmanager
+    def redis(self) -> Iterator[Any]:
+        """A plain client of the server."""
+        with online_store_of(self.store).redis(self.store.config) as client:
+            yield client
+
+    def _keys(self, client: Any) -> list[bytes]:
+        return [key for key in client.scan_iter(count=1000) if self.project.encode() in key]
 
     # ── what came of it ──────────────────────────────────────────────────────────────────────────────────
 
