@@ -8,10 +8,11 @@ from feast_embeddings.models.artifact import (
     register_encoder,
     save_encoder,
 )
+from feast_embeddings.models.baselines import markov_table, popularity, repeat_purchase
 from feast_embeddings.models.batch import HistoryBatch
 from feast_embeddings.models.encoder import Encoder, EncoderState, space_of
 from feast_embeddings.models.preprocessing import ItemIndex, ValueNormalizer
-from feast_embeddings.models.ranking import Ragged, RankingScores, evaluate_ranking
+from feast_embeddings.models.ranking import Ragged, RankingScores, Scorer, evaluate_ranking, inner_products
 from feast_embeddings.models.sequence import SequenceConfig, SequenceEncoder
 from feast_embeddings.models.trainer import EpochReport, TrainingConfig
 from feast_embeddings.models.training import TrainResult, train
@@ -25,6 +26,7 @@ __all__ = [
     "Manifest",
     "Ragged",
     "RankingScores",
+    "Scorer",
     "SequenceConfig",
     "SequenceEncoder",
     "StorableEncoder",
@@ -32,9 +34,13 @@ __all__ = [
     "TrainingConfig",
     "ValueNormalizer",
     "evaluate_ranking",
+    "inner_products",
     "load_encoder",
+    "markov_table",
+    "popularity",
     "read_manifest",
     "register_encoder",
+    "repeat_purchase",
     "save_encoder",
     "space_of",
     "train",

@@ -80,6 +80,8 @@ def full_softmax_loss(
 class NegativeSampler:
     """Draws items half by how often they are targets, half uniformly, and knows how likely each draw was.
 
+    It lives on the CPU, where the draws of a seed are the same for every device.
+
     Attributes:
         cumulative: float64 [V], cumulative share of each item among the targets.
         log_expected: float32 [V], log of how often an item is expected among the ``size`` draws.
@@ -99,7 +101,7 @@ class NegativeSampler:
 
     def draw(self) -> torch.Tensor:
         """Item rows int64 [K], with replacement."""
-        at = torch.rand(self.size, dtype=torch.float64, device=self.cumulative.device)
+        at = torch.rand(self.size, dtype=torch.float64)
         return torch.searchsorted(self.cumulative, at * self.cumulative[-1]).clamp(max=len(self.cumulative) - 1)
 
 
@@ -124,8 +126,9 @@ def sampled_softmax_loss(
         sampler: Of the negatives.
     """
     drawn = sampler.draw()  # (K,)
+    expected, drawn = sampler.log_expected[drawn].to(states.device), drawn.to(states.device)
     scores = states @ table[drawn].T  # (P, K)
-    scores = scores.float() - sampler.log_expected[drawn]
+    scores = scores.float() - expected
     scores = scores.masked_fill(drawn == targets[:, None], float("-inf"))
     target_scores = (states * table[targets]).sum(-1, keepdim=True).float()  # (P, 1)
     losses = torch.logsumexp(torch.cat([target_scores, scores], dim=1), dim=1) - target_scores[:, 0]

@@ -26,7 +26,7 @@ _WIDTHS = (8, 16, 32, 50, 64, 100, 128, 200, 256, 384, 512, 768, 1024)
 # Tokens per chunk: every chunk of a width has the same shape, whatever the batch, because a matrix product
 # of another shape may add in another order. Small enough on a CPU for one history to be quick, large enough
 # on a GPU to fill it.
-_CHUNK_TOKENS = {"cpu": 2048, "mps": 16384, "cuda": 65536}
+_CHUNK_TOKENS = {"cpu": 1024, "mps": 16384, "cuda": 65536}
 
 # Matrix products of fewer rows are shared among threads in another way, and so add in another order.
 _LEAST_ROWS = 64

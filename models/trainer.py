@@ -35,7 +35,7 @@ class TrainingConfig:
 
     encoder: SequenceConfig = field(default_factory=SequenceConfig)
     seed: int = 0  # of weights, windows, batches, dropout and validation users
-    batch_tokens: int = 6400  # padded inputs per step: more steps per epoch learn faster than larger ones
+    batch_tokens: int = 4096  # padded inputs per step: many small steps learn faster than few large ones
     learning_rate: float = 1e-3  # Adam's usual; it need not decay, the averaged weights do that work
     warmup_steps: int = 100  # Adam's variances are noise at first
     average_decay: float = 0.999  # the kept weights are a running average over about 1,000 steps
@@ -94,7 +94,7 @@ class Trainer:
         self.tokens = Tokens.of(training, index, normalizer, len(behavior_types))
         self.target_weights = torch.from_numpy(np.maximum(type_weights, 0))[self.tokens.types]
         self.target_weights *= self.tokens.items > 0  # the unknown item is no target
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=_cuda_indexes(device)):
             torch.manual_seed(config.seed)
             self.model = SequenceEncoder(config.encoder, behavior_types, index, normalizer).to(device)
         self.average = deepcopy(self.model).eval().requires_grad_(requires_grad=False)
@@ -110,7 +110,7 @@ class Trainer:
         if n_items <= self.config.full_softmax_items:
             return None
         counts = torch.bincount(self.tokens.items, minlength=n_items + 1)[1:]
-        return NegativeSampler.of(counts.to(self.device), self.config.negatives)
+        return NegativeSampler.of(counts, self.config.negatives)
 
     def epoch(self, deadline: float, advance: Callable[[float], None]) -> bool:
         """Trains one epoch and validates; False if the deadline cut it short.

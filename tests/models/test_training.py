@@ -121,6 +121,15 @@ def test_long_histories_are_trained_in_windows(small_config, make_markov):
     assert result.epochs[-1].hr10 > 0.75
 
 
+def test_validation_can_leave_out_what_was_seen(small_config, make_markov):
+    """Given a world that seldom repeats an item, when seen items are left out, then the score can only rise."""
+    config = replace(small_config, max_epochs=1)
+    whole = train(config, make_markov(), behavior_types=["view"]).epochs[0]
+    unseen = train(replace(config, filter_seen=True), make_markov(), behavior_types=["view"]).epochs[0]
+    assert unseen.loss == whole.loss
+    assert unseen.ndcg10 > whole.ndcg10
+
+
 def test_a_sampled_loss_learns_too(small_config, make_markov):
     config = replace(small_config, full_softmax_items=10, negatives=20, max_epochs=8)
     result = train(config, make_markov(), behavior_types=["view"])
@@ -136,7 +145,7 @@ def test_rare_items_become_the_unknown_item(small_config, make_markov):
 
 
 def test_types_of_weight_zero_are_no_targets(small_config, make_markov):
-    """Given every third behavior a removal that names an odd item, when it weighs nothing, then it is never predicted."""
+    """Given every third behavior a removal of one item, when it weighs nothing, then it is never predicted."""
     histories = make_markov(300)
     types = np.zeros(len(histories.items), np.int32)
     types[2::3] = 1
