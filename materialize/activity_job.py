@@ -12,9 +12,9 @@ from feast.utils import _convert_arrow_to_proto
 from feast_embeddings.materialize.clock import now_us, us_of
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.progress import counter
-from feast_embeddings.materialize.views import TAG, source_of
+from feast_embeddings.materialize.views import source_of
 from feast_embeddings.materialize.workspace import Workspace
-from feast_embeddings.transformations import activity, activity_spec_of
+from feast_embeddings.transformations import activity, activity_spec_of, behaviors_name_of
 
 _CHUNK_ROWS = 2_000
 
@@ -28,7 +28,7 @@ def write_activity(
 ) -> int:
     """Write an activity view as of the task's end, by Feast's own online write; returns the rows."""
     view = task.feature_view
-    log = BehaviorLog.of(registry.get_feature_view(view.tags[f"{TAG}behaviors"], task.project), workspace.root)
+    log = BehaviorLog.of(registry.get_feature_view(behaviors_name_of(view), task.project), workspace.root)
     end_us = us_of(task.end_time)
     behaviors = log.until(end_us, now_us())
     ids = behaviors.entities

@@ -20,9 +20,10 @@ import pyarrow.dataset as ds
 
 from feast_embeddings.materialize.embedding_log import EmbeddingLog
 from feast_embeddings.materialize.ledger import Ledger
-from feast_embeddings.materialize.views import FEATURE, EmbeddingSpec
+from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.models.batch import Float32s, Int64s
 from feast_embeddings.models.errors import LedgerError, SpaceError
+from feast_embeddings.transformations.tags import EMBEDDING
 
 VECTOR = pa.list_(pa.float32())
 ALWAYS = np.iinfo(np.int64).min
@@ -153,7 +154,7 @@ class _LogRows:
         whole = all(self._fragments[index].count_rows() == counts[index] for index in needed)
         dataset = ds.FileSystemDataset(fragments, self._schema, fragments[0].format, fragments[0].filesystem)
         wanted = None if whole else self._filter
-        yield from dataset.to_batches(columns=[FEATURE], filter=wanted, batch_size=_BATCH_ROWS)
+        yield from dataset.to_batches(columns=[EMBEDDING], filter=wanted, batch_size=_BATCH_ROWS)
 
 
 def _last_rows(

@@ -30,8 +30,8 @@ from feast_embeddings.transformations import (
     prepare,
     read_behaviors,
 )
+from feast_embeddings.transformations.tags import HISTORY_FEATURES
 
-HISTORY_FEATURES = ("history_items", "history_types", "history_times", "history_values")
 _BLOCK = 20_000
 _EVERYTHING = 1 << 62
 

@@ -18,9 +18,10 @@ from feast_embeddings.materialize.ledger import Fill, Generation
 from feast_embeddings.materialize.manifest import FillRef, Manifest
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.steps import reached
-from feast_embeddings.materialize.views import FEATURE, EmbeddingSpec
+from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, encoder_specs
 from feast_embeddings.models.errors import SpaceError
+from feast_embeddings.transformations.tags import EMBEDDING
 
 
 class Cutovers:
@@ -84,7 +85,7 @@ class Cutovers:
             if fill.view in specs:
                 key = specs[fill.view].join_key
                 online.remove_fill(
-                    self.store, self.config, view_name=fill.view, join_key=key, fill=fill.fill, features=[FEATURE]
+                    self.store, self.config, view_name=fill.view, join_key=key, fill=fill.fill, features=[EMBEDDING]
                 )
             self.ledger.update_fill(fill.fill, state="removed")
 

@@ -20,8 +20,9 @@ from feast_embeddings.materialize.activity_job import write_activity
 from feast_embeddings.materialize.clock import us_of
 from feast_embeddings.materialize.runner import Outcome, Runner
 from feast_embeddings.materialize.stores import embedding_store
-from feast_embeddings.materialize.views import KIND, STATE, is_embedding, spec_of
+from feast_embeddings.materialize.views import STATE, is_embedding, spec_of
 from feast_embeddings.materialize.workspace import Workspace
+from feast_embeddings.transformations.tags import ACTIVITY_KIND, EMBEDDING_KIND, HISTORY_KIND, KIND
 
 
 class EmbeddingEngineConfig(FeastConfigBaseModel):
@@ -91,13 +92,13 @@ class EmbeddingEngine(LocalComputeEngine):
         self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
     ) -> LocalMaterializationJob:
         kind = task.feature_view.tags.get(KIND)
-        if kind not in ("embedding", "history", "activity"):
+        if kind not in (EMBEDDING_KIND, HISTORY_KIND, ACTIVITY_KIND):
             return super()._materialize_one(registry, task, **kwargs)
         job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
         try:
-            if kind == "embedding":
+            if kind == EMBEDDING_KIND:
                 self._embed(registry, task)
-            elif kind == "activity":
+            elif kind == ACTIVITY_KIND:
                 rows = write_activity(self.workspace, self.online_store, self.repo_config, registry, task)
                 typer.echo(f"{task.feature_view.name}: {rows:,} rows as of {task.end_time:%Y-%m-%d %H:%M:%S}")
             else:

@@ -1,4 +1,4 @@
-"""Every name this package uses in Redis, and the view tags that lead to them.
+"""Every name this package uses in Redis.
 
 Keys and hash fields follow stock Feast's layout (entity key serialization version 3, murmur3 field names),
 so a stock client finds and decodes what is written here.
@@ -18,22 +18,6 @@ from feast.infra.online_stores.helpers import _mmh3
 from feast.protos.feast.types.Value_pb2 import ValueType
 
 from feast_embeddings.models.batch import Ids
-
-KIND_TAG = "feast_embeddings.kind"
-"""Tag of a view this package serves: ``embedding`` or ``history``."""
-ENCODER_TAG = "feast_embeddings.encoder"
-"""Tag of an embedding view: the name of its encoder."""
-DIM_TAG = "feast_embeddings.dim"
-"""Tag of an embedding view: the dimensions of its vectors."""
-EMBEDDING_KIND = "embedding"
-HISTORY_KIND = "history"
-
-HISTORY_ITEMS = "history_items"
-HISTORY_TYPES = "history_types"
-HISTORY_TIMES = "history_times"
-HISTORY_VALUES = "history_values"
-HISTORY_FEATURES = (HISTORY_ITEMS, HISTORY_TYPES, HISTORY_TIMES, HISTORY_VALUES)
-"""Features of a history view: items (int64 or string), types (int32), times (int64 us), values (float32)."""
 
 _GLOB = re.compile(rb"([*?\[\]\\^])")
 

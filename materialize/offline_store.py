@@ -37,11 +37,12 @@ from feast_embeddings.materialize.embedding_log import ids_of
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.read_plan import pinned_space, ttl_us
 from feast_embeddings.materialize.retrieval import ROW, Asked, EntityRows, ServedRetrievalJob, check_names
-from feast_embeddings.materialize.views import FEATURE, KIND, TAG, EmbeddingSpec, spec_of
+from feast_embeddings.materialize.views import EmbeddingSpec, spec_of
 from feast_embeddings.materialize.workspace import Workspace, embedding_specs
 from feast_embeddings.models import read_manifest
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations import activity_spec_of
+from feast_embeddings.transformations.tags import EMBEDDING, KIND, PREFIX
 
 _Columns = Mapping[str, pa.ChunkedArray]
 
@@ -200,7 +201,7 @@ def _embedding(
     space = served_space(workspace.ledger, spec, pinned_space(view))
     ids = rows.ids(view)
     vectors = served_vectors(workspace.ledger, workspace.log(spec), spec, space, ids, rows.times_us)
-    return {FEATURE: vectors}
+    return {EMBEDDING: vectors}
 
 
 def _history(view: FeatureView, rows: EntityRows, config: RepoConfig, registry: BaseRegistry, project: str) -> _Columns:
@@ -234,7 +235,7 @@ def _computed(view: FeatureView, rows: EntityRows, at: Callable[..., pa.Table]) 
 
 
 def _behaviors_of(view: FeatureView, config: RepoConfig, registry: BaseRegistry, project: str) -> BehaviorLog:
-    behaviors = registry.get_feature_view(view.tags[f"{TAG}behaviors"], project)
+    behaviors = registry.get_feature_view(view.tags[f"{PREFIX}behaviors"], project)
     return BehaviorLog.of(behaviors, Path(config.repo_path or "."))
 
 

@@ -10,10 +10,11 @@ import numpy.typing as npt
 from feast import FeatureStore, FeatureView
 
 from feast_embeddings.materialize import clock, keys, wire
-from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.read_plan import Read, ViewRead, kind_of, pinned_space, ttl_us
+from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.models.batch import Float32s, Ids, Int64s
-from feast_embeddings.models.errors import DeclarationError, OnlineStoreError
+from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.transformations import tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,7 @@ def read_vectors(store: FeatureStore, feature: str, ids: Ids | Sequence[int] | S
         OnlineStoreError: Redis cannot be reached, or the online store is another one.
     """
     view, name = _find(store, feature)
-    online = store._get_provider().online_store
-    if not isinstance(online, EmbeddingOnlineStore):
-        raise OnlineStoreError(
-            f"read_vectors needs online_store.type {EmbeddingOnlineStore.__module__}.EmbeddingOnlineStore "
-            f"in feature_store.yaml; it is {type(online).__name__}."
-        )
+    online = online_store_of(store)
     config, entities = store.config, keys.entity_ids(ids)
     read_keys = keys.entity_keys(config.project, view.join_keys[0], entities)
     read = Read(online.manifests, config, [ViewRead(view, [name], read_keys)])
@@ -83,7 +79,7 @@ def _vectors(read: Read, part: ViewRead) -> Vectors:
 
 
 def _declared_dim(view: FeatureView) -> int:
-    return int(view.tags.get(keys.DIM_TAG, 0))
+    return int(view.tags.get(tags.DIM, 0))
 
 
 def _find(store: FeatureStore, feature: str) -> tuple[FeatureView, str]:
@@ -92,7 +88,7 @@ def _find(store: FeatureStore, feature: str) -> tuple[FeatureView, str]:
     view = store.registry.get_any_feature_view(view_name, store.project, allow_cache=True)
     if (
         not isinstance(view, FeatureView)
-        or kind_of(view) != keys.EMBEDDING_KIND
+        or kind_of(view) != tags.EMBEDDING_KIND
         or name not in {field.name for field in view.features}
     ):
         raise DeclarationError(

@@ -26,6 +26,7 @@ from feast_embeddings.materialize.manifest import Manifest
 from feast_embeddings.materialize.packed import reads
 from feast_embeddings.models.batch import Float32s, HistoryBatch, Ids, Int64s
 from feast_embeddings.models.errors import OnlineStoreError
+from feast_embeddings.transformations import tags
 
 if TYPE_CHECKING:
     from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
@@ -120,7 +121,7 @@ def write_history(
     ``item_dtype`` is ``int64`` or ``string``.
     """
     _same_length(view_name, ids, len(batch))
-    writer = _Writer(store, config, view_name, keys.HISTORY_FEATURES, tick, tick_end_us, event_time_us)
+    writer = _Writer(store, config, view_name, tags.HISTORY_FEATURES, tick, tick_end_us, event_time_us)
     encoded = (
         (
             keys.entity_keys(config.project, join_key, ids[rows]),
@@ -172,7 +173,7 @@ def read_history(
     Raises:
         OnlineStoreError: Redis cannot be reached, or holds something else there.
     """
-    fields = [keys.feature_field(view_name, feature) for feature in keys.HISTORY_FEATURES]
+    fields = [keys.feature_field(view_name, feature) for feature in tags.HISTORY_FEATURES]
     items, types, times, values = _read_columns(store, config, join_key, ids, fields)
     decode_items = wire.decode_strings if item_dtype == "string" else _decode_int64s
     flat_items, offsets = decode_items(items, view_name)

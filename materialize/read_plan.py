@@ -23,6 +23,7 @@ from feast_embeddings.materialize import clock, keys, wire
 from feast_embeddings.materialize.manifest import Manifest
 from feast_embeddings.models.batch import Int64s
 from feast_embeddings.models.errors import SpaceError
+from feast_embeddings.transformations import tags
 
 Row = tuple[datetime | None, dict[str, ValueProto] | None]
 Kind = Literal["embedding", "history"]
@@ -32,8 +33,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def kind_of(table: Any) -> Kind | None:
     """``embedding`` or ``history`` for a view of this package, None for any other."""
-    kind = (getattr(table, "tags", None) or {}).get(keys.KIND_TAG)
-    return kind if kind in (keys.EMBEDDING_KIND, keys.HISTORY_KIND) else None
+    kind = (getattr(table, "tags", None) or {}).get(tags.KIND)
+    return kind if kind in (tags.EMBEDDING_KIND, tags.HISTORY_KIND) else None
 
 
 def pinned_space(table: FeatureView) -> str | None:
@@ -76,8 +77,8 @@ class ManifestCache:
 
     def delete(self, client: Any, project: str, tables: Iterable[Any]) -> None:
         """Removes the manifests of these views' encoders from Redis, and forgets them."""
-        embeddings = [table for table in tables if kind_of(table) == keys.EMBEDDING_KIND]
-        for encoder in {table.tags[keys.ENCODER_TAG] for table in embeddings}:
+        embeddings = [table for table in tables if kind_of(table) == tags.EMBEDDING_KIND]
+        for encoder in {table.tags[tags.ENCODER] for table in embeddings}:
             client.delete(keys.manifest_key(project, encoder))
             self.learn(project, encoder, None)
 
@@ -105,7 +106,7 @@ class ViewRead:
     @property
     def encoder(self) -> str | None:
         """Encoder whose manifest names the fill; None for a view that has no fills."""
-        return self.table.tags[keys.ENCODER_TAG] if kind_of(self.table) == keys.EMBEDDING_KIND else None
+        return self.table.tags[tags.ENCODER] if kind_of(self.table) == tags.EMBEDDING_KIND else None
 
     def resolve(self, config: RepoConfig, manifests: Mapping[str, Manifest | None]) -> None:
         """Finds the name under which the view is stored."""

@@ -19,13 +19,14 @@ from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.policy import Hybrid, Incremental, blend
 from feast_embeddings.materialize.progress import counter
 from feast_embeddings.materialize.steps import reached
-from feast_embeddings.materialize.views import FEATURE, EmbeddingSpec
+from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace
 from feast_embeddings.models import Encoder, HistoryBatch
 from feast_embeddings.models.batch import Float32s, Ids
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations import Behaviors, Histories, Prepared, extend
 from feast_embeddings.transformations.contract import IdType
+from feast_embeddings.transformations.tags import EMBEDDING
 
 RECEIVING = ("live", "retained", "ready")
 """States of the fills that ticks go into."""
@@ -162,7 +163,7 @@ class Ticks:
             view_name=self.spec.view,
             join_key=self.spec.join_key,
             fill=fill.fill,
-            feature=FEATURE,
+            feature=EMBEDDING,
             dim=self.spec.dim,
             ids=ids,
         )
@@ -214,7 +215,7 @@ class Ticks:
                 view_name=self.spec.view,
                 join_key=self.spec.join_key,
                 fill=fill,
-                feature=FEATURE,
+                feature=EMBEDDING,
                 tick=tick.number,
                 tick_end_us=tick.end_us,
                 event_time_us=tick.window_start_us or 0,

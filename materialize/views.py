@@ -18,11 +18,17 @@ from feast_embeddings.materialize.policy import Full, Policy, policy_from_json, 
 from feast_embeddings.models import HistoryBatch, load_encoder, read_manifest
 from feast_embeddings.models.errors import ArtifactError, DeclarationError
 from feast_embeddings.transformations import contract_of
+from feast_embeddings.transformations.tags import (
+    BEHAVIORS,
+    EMBEDDING,
+    EMBEDDING_KIND,
+    HISTORY_FEATURES,
+    HISTORY_KIND,
+    KIND,
+    PREFIX,
+    SPACE,
+)
 
-TAG = "feast_embeddings."
-KIND = f"{TAG}kind"
-SPACE = f"{TAG}space"
-FEATURE = "embedding"
 STATE = "data/embeddings"
 PIN = "@"
 Tower = Literal["user", "item"]
@@ -97,7 +103,7 @@ def embedding_view(
             dimension than ``dim``.
     """
     contract_of(behaviors)
-    if history.tags.get(KIND) != "history":
+    if history.tags.get(KIND) != HISTORY_KIND:
         raise DeclarationError(f"embedding_view {name!r}: history={history.name!r} was not made by history_view().")
     tags = {"tower": "user", "behaviors": behaviors.name, "history": history.name}
     return _view(name, entity, encoder, dim, policy, artifact, ttl, state, description, tags)
@@ -132,6 +138,7 @@ def history_view(name: str, *, entity: Entity, behaviors: FeatureView, ttl: time
     """
     contract = contract_of(behaviors)
     item: FeastType = Array(String) if contract.item_dtype == "string" else Array(Int64)
+    dtypes: tuple[FeastType, ...] = (item, Array(Int32), Array(Int64), Array(Float32))
     source = behaviors.batch_source
     return FeatureView(
         name=name,
@@ -139,13 +146,10 @@ def history_view(name: str, *, entity: Entity, behaviors: FeatureView, ttl: time
         ttl=ttl,
         schema=[
             Field(name=entity.join_key, dtype=_id_type(entity)),
-            Field(name="history_items", dtype=item),
-            Field(name="history_types", dtype=Array(Int32)),
-            Field(name="history_times", dtype=Array(Int64)),
-            Field(name="history_values", dtype=Array(Float32)),
+            *(Field(name=feature, dtype=dtype) for feature, dtype in zip(HISTORY_FEATURES, dtypes, strict=True)),
         ],
         source=source,
-        tags={KIND: "history", f"{TAG}behaviors": behaviors.name},
+        tags={KIND: HISTORY_KIND, BEHAVIORS: behaviors.name},
     )
 
 
@@ -161,15 +165,15 @@ def pinned(view: FeatureView, space: str) -> FeatureView:
 
 def is_embedding(view: FeatureView) -> bool:
     """Whether ``view`` was declared by :func:`embedding_view` or :func:`item_embedding_view`."""
-    return bool(view.tags.get(KIND) == "embedding")
+    return bool(view.tags.get(KIND) == EMBEDDING_KIND)
 
 
 def spec_of(view: FeatureView) -> EmbeddingSpec:
     """Read the declaration back from a view's tags; raises DeclarationError for a view that has none."""
     if not is_embedding(view):
         raise DeclarationError(f"View {view.name!r} is not an embedding view: declare it with embedding_view().")
-    tags = {key.removeprefix(TAG): value for key, value in view.tags.items()}
-    (field,) = (field for field in view.features if field.name == FEATURE)
+    tags = {key.removeprefix(PREFIX): value for key, value in view.tags.items()}
+    (field,) = (field for field in view.features if field.name == EMBEDDING)
     key = view.entity_columns[0]
     return EmbeddingSpec(
         view=view.name,
@@ -230,7 +234,7 @@ def embed_behaviors(frame: pd.DataFrame) -> pd.DataFrame:
     )
     vectors = load_encoder(artifact).encode(batch)
     kept = frame[[column for column in frame.columns if not column.startswith("history_")]]
-    return kept.assign(**{FEATURE: list(vectors)})
+    return kept.assign(**{EMBEDDING: list(vectors)})
 
 
 def _view(
@@ -263,7 +267,7 @@ def _view(
         ttl=ttl,
         schema=[
             Field(name=entity.join_key, dtype=_id_type(entity)),
-            Field(name=FEATURE, dtype=Array(Float32), tags=_space_tag(name, artifact, dim)),
+            Field(name=EMBEDDING, dtype=Array(Float32), tags=_space_tag(name, artifact, dim)),
         ],
         source=PushSource(name=f"{name}_push", batch_source=log),
         mode="pandas",
@@ -271,7 +275,7 @@ def _view(
         udf_string="feast_embeddings.materialize.embed_behaviors",
         timestamp_field="event_timestamp",
         description=description,
-        tags={f"{TAG}{key}": value for key, value in declared.items()},
+        tags={f"{PREFIX}{key}": value for key, value in declared.items()},
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -13,12 +12,11 @@ from feast_embeddings.models.batch import Ids, Int64s
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations.behaviors import Behaviors
 from feast_embeddings.transformations.contract import BehaviorContract
+from feast_embeddings.transformations.durations import duration_us
 from feast_embeddings.transformations.histories import pair_times, segments_before
 from feast_embeddings.transformations.ordering import bisect_segments
 
 RECENCY = "recency_seconds"
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_WINDOW = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +37,14 @@ class ActivitySpec:
         if not self.windows:
             raise DeclarationError("The activity has no windows; give some, such as windows=('1d', '7d').")
         for window in self.windows:
-            if not isinstance(window, str) or not _WINDOW.fullmatch(window):
-                raise DeclarationError(
-                    f"Activity window {window!r} is not a length; write a number and a unit, such as '7d' "
-                    f"(units: {', '.join(_SECONDS)})."
-                )
+            duration_us(window, "ActivitySpec(windows=…)")
         if len(set(self.windows)) < len(self.windows):
             raise DeclarationError(f"An activity window occurs twice in {self.windows}; list each once.")
 
     @property
     def windows_us(self) -> tuple[int, ...]:
         """Lengths of the windows in microseconds."""
-        return tuple(int(window[:-1]) * _SECONDS[window[-1]] * 1_000_000 for window in self.windows)
+        return tuple(duration_us(window) for window in self.windows)
 
     def names(self, contract: BehaviorContract) -> tuple[str, ...]:
         """Names of the counts: ``{type}_{window}``, by type, then window."""

@@ -11,15 +11,11 @@ from feast.data_format import ParquetFormat
 from feast.types import Float64, Int64, String
 
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.transformations import tags
 from feast_embeddings.transformations.activity import RECENCY, ActivitySpec
 from feast_embeddings.transformations.cleaning import CleaningRules
 from feast_embeddings.transformations.contract import BehaviorContract
 
-KIND_TAG = "feast_embeddings.kind"
-CONTRACT_TAG = "feast_embeddings.contract"
-CLEANING_TAG = "feast_embeddings.cleaning"
-BEHAVIORS_TAG = "feast_embeddings.behaviors"
-ACTIVITY_TAG = "feast_embeddings.activity"
 _TYPES = {"int64": Int64, "string": String}
 _FEATURES = {"item": "item_id", "behavior_type": "behavior_type", "value": "value"}
 
@@ -82,9 +78,9 @@ def behaviors_view(
         schema=[Field(name=contract.join_key, dtype=_TYPES[contract.entity_dtype]), *features],
         source=source,
         tags={
-            KIND_TAG: "behaviors",
-            CONTRACT_TAG: contract.to_json(),
-            CLEANING_TAG: (rules or CleaningRules()).to_json(),
+            tags.KIND: tags.BEHAVIORS_KIND,
+            tags.CONTRACT: contract.to_json(),
+            tags.CLEANING: (rules or CleaningRules()).to_json(),
         },
     )
 
@@ -123,13 +119,13 @@ def activity_view(
             Field(name=RECENCY, dtype=Float64),
         ],
         source=behaviors.batch_source,
-        tags={KIND_TAG: "activity", BEHAVIORS_TAG: behaviors.name, ACTIVITY_TAG: spec.to_json()},
+        tags={tags.KIND: tags.ACTIVITY_KIND, tags.BEHAVIORS: behaviors.name, tags.ACTIVITY: spec.to_json()},
     )
 
 
 def kind_of(view: FeatureView) -> str | None:
     """What kind of view this package declared it as; None for a view that it did not declare."""
-    kind: str | None = view.tags.get(KIND_TAG)
+    kind: str | None = view.tags.get(tags.KIND)
     return kind
 
 
@@ -139,7 +135,7 @@ def contract_of(view: FeatureView) -> BehaviorContract:
     Raises:
         DeclarationError: The view is no behaviors view, or its tags were altered.
     """
-    return BehaviorContract.from_json(_tag(view, "behaviors", CONTRACT_TAG))
+    return BehaviorContract.from_json(_tag(view, tags.BEHAVIORS_KIND, tags.CONTRACT))
 
 
 def rules_of(view: FeatureView) -> CleaningRules:
@@ -148,7 +144,7 @@ def rules_of(view: FeatureView) -> CleaningRules:
     Raises:
         DeclarationError: The view is no behaviors view, or its tags were altered.
     """
-    return CleaningRules.from_json(_tag(view, "behaviors", CLEANING_TAG))
+    return CleaningRules.from_json(_tag(view, tags.BEHAVIORS_KIND, tags.CLEANING))
 
 
 def activity_spec_of(view: FeatureView) -> ActivitySpec:
@@ -157,7 +153,7 @@ def activity_spec_of(view: FeatureView) -> ActivitySpec:
     Raises:
         DeclarationError: The view is no activity view, or its tags were altered.
     """
-    return ActivitySpec.from_json(_tag(view, "activity", ACTIVITY_TAG))
+    return ActivitySpec.from_json(_tag(view, tags.ACTIVITY_KIND, tags.ACTIVITY))
 
 
 def behaviors_name_of(view: FeatureView) -> str:
@@ -166,13 +162,13 @@ def behaviors_name_of(view: FeatureView) -> str:
     Raises:
         DeclarationError: The view is no activity view, or its tags were altered.
     """
-    return _tag(view, "activity", BEHAVIORS_TAG)
+    return _tag(view, tags.ACTIVITY_KIND, tags.BEHAVIORS)
 
 
 def _tag(view: FeatureView, kind: str, key: str) -> str:
-    if view.tags.get(KIND_TAG) != kind or key not in view.tags:
+    if view.tags.get(tags.KIND) != kind or key not in view.tags:
         raise DeclarationError(
-            f"Feature view {view.name!r} is not one of {kind} (tag {KIND_TAG} is {view.tags.get(KIND_TAG)!r}"
+            f"Feature view {view.name!r} is not one of {kind} (tag {tags.KIND} is {view.tags.get(tags.KIND)!r}"
             f"{'' if key in view.tags else f', tag {key} is missing'}). Declare it with {_BUILDERS[kind]}(…)."
         )
     return str(view.tags[key])

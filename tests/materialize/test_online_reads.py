@@ -20,6 +20,7 @@ from feast_embeddings.materialize.manifest import FillRef, Manifest
 from feast_embeddings.materialize.online_reads import read_vectors
 from feast_embeddings.models.batch import HistoryBatch
 from feast_embeddings.models.errors import DeclarationError, OnlineStoreError, SpaceError
+from feast_embeddings.transformations import tags
 
 START = 1_700_000_000_000_000
 HOUR = 3_600_000_000
@@ -46,10 +47,10 @@ def embedding(name, ttl=timedelta(0), encoder="shop"):
 
 def history():
     schema = [
-        Field(name=keys.HISTORY_ITEMS, dtype=Array(Int64)),
-        Field(name=keys.HISTORY_TYPES, dtype=Array(Int32)),
-        Field(name=keys.HISTORY_TIMES, dtype=Array(Int64)),
-        Field(name=keys.HISTORY_VALUES, dtype=Array(Float32)),
+        Field(name="history_items", dtype=Array(Int64)),
+        Field(name="history_types", dtype=Array(Int32)),
+        Field(name="history_times", dtype=Array(Int64)),
+        Field(name="history_values", dtype=Array(Float32)),
     ]
     return declared("history", schema, kind="history")
 
@@ -351,7 +352,7 @@ def test_only_ticks_write_embeddings_and_histories(store, view):
     vector, numbers, codes = [np.float32(1)], [1], [1]
     columns = {
         "users": {"embedding": [vector]},
-        "history": dict(zip(keys.HISTORY_FEATURES, ([numbers], [codes], [numbers], [vector]), strict=True)),
+        "history": dict(zip(tags.HISTORY_FEATURES, ([numbers], [codes], [numbers], [vector]), strict=True)),
     }[view]
     frame = pd.DataFrame({"user_id": [1], "event_timestamp": [datetime.now(UTC)], **columns})
     with pytest.raises(OnlineStoreError, match=f"'{view}' is an? .* view: only ticks write it.*feast materialize"):

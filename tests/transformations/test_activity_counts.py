@@ -72,8 +72,8 @@ def test_activity_has_the_types_that_its_view_declares() -> None:
     ("windows", "message"),
     [
         ((), "has no windows"),
-        (("7days",), "'7days' is not a length"),
-        (("0d",), "not a length"),
+        (("7days",), "'7days' is not a positive length"),
+        (("0d",), "not a positive length"),
         (("1d", "1d"), "twice"),
     ],
 )

@@ -27,8 +27,8 @@ from feast_embeddings.transformations import (
     contract_of,
     kind_of,
     rules_of,
+    tags,
 )
-from feast_embeddings.transformations.views import CONTRACT_TAG
 
 CONTRACT = BehaviorContract(
     join_key="user_id",
@@ -54,6 +54,7 @@ entity_key_serialization_version: 3
 """
 DEFINITIONS = """
 from feast import Entity, ValueType
+from feast_embeddings.transformations import tags
 from feast_embeddings.transformations import (
     BehaviorContract, BehaviorType, CleaningRules, activity_view, behavior_source, behaviors_view
 )
@@ -198,9 +199,9 @@ def test_a_view_of_another_kind_has_no_activity_spec(read: Callable[[FeatureView
 
 def test_altered_tags_are_refused() -> None:
     view = declared()
-    view.tags[CONTRACT_TAG] = "{}"
+    view.tags[tags.CONTRACT] = "{}"
     with pytest.raises(DeclarationError, match="not a behavior contract"):
         contract_of(view)
-    del view.tags[CONTRACT_TAG]
+    del view.tags[tags.CONTRACT]
     with pytest.raises(DeclarationError, match="contract is missing"):
         contract_of(view)

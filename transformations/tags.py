@@ -1,0 +1,32 @@
+"""Every tag this package writes on a view, and the names of the features it fixes. One place for both."""
+
+from __future__ import annotations
+
+PREFIX = "feast_embeddings."
+
+KIND = f"{PREFIX}kind"
+"""What a view is to this package: one of the kinds below; ordinary views have no such tag."""
+BEHAVIORS_KIND = "behaviors"
+ACTIVITY_KIND = "activity"
+HISTORY_KIND = "history"
+EMBEDDING_KIND = "embedding"
+
+CONTRACT = f"{PREFIX}contract"
+"""On a behaviors view: its contract, JSON."""
+CLEANING = f"{PREFIX}cleaning"
+"""On a behaviors view: its cleaning rules, JSON."""
+BEHAVIORS = f"{PREFIX}behaviors"
+"""On an activity, history or embedding view: the name of its behaviors view."""
+ACTIVITY = f"{PREFIX}activity"
+"""On an activity view: its spec, JSON."""
+ENCODER = f"{PREFIX}encoder"
+"""On an embedding view: the name of its encoder."""
+DIM = f"{PREFIX}dim"
+"""On an embedding view: the dimensions of its vectors."""
+SPACE = f"{PREFIX}space"
+"""On the feature of an embedding view: the space of its declared encoder."""
+
+EMBEDDING = "embedding"
+"""The feature of an embedding view."""
+HISTORY_FEATURES = ("history_items", "history_types", "history_times", "history_values")
+"""Features of a history view: items (int64 or string), types (int32), times (int64 µs), values (float32)."""
