@@ -1,101 +1,36 @@
 """Reads through Feast and as matrices: one generation per answer, ttl, pins, and stock answers for other views."""
 
 import asyncio
-import os
 import threading
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
 import pytest
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
-from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
-from feast.types import Array, Float32, Int32, Int64
+from feast import FeatureService
+from online_fixture import (
+    HOUR,
+    START,
+    ask,
+    ask_async,
+    cut_over,
+    embedding,
+    fill,
+    history,
+    online_of,
+    plain,
+    statuses,
+    user,
+)
 
 from feast_embeddings.materialize import keys
 from feast_embeddings.materialize import online_writes as online
-from feast_embeddings.materialize.addresses import address_of
-from feast_embeddings.materialize.clock import now_us, simulated
+from feast_embeddings.materialize.clock import simulated
 from feast_embeddings.materialize.manifest import FillRef, Manifest
 from feast_embeddings.materialize.online_reads import read_vectors
 from feast_embeddings.models.batch import HistoryBatch
 from feast_embeddings.models.errors import DeclarationError, OnlineStoreError, SpaceError
 from feast_embeddings.transformations import tags
-
-START = 1_700_000_000_000_000
-HOUR = 3_600_000_000
-NAMES = {FieldStatus.PRESENT: "present", FieldStatus.NOT_FOUND: "not found", FieldStatus.OUTSIDE_MAX_AGE: "too old"}
-user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
-
-
-def declared(name, schema, ttl=timedelta(0), **tags):
-    log = FileSource(name=f"{name}_log", path=f"{name}.parquet", timestamp_field="event_timestamp")
-    return FeatureView(
-        name=name,
-        entities=[user],
-        ttl=ttl,
-        schema=[Field(name="user_id", dtype=Int64), *schema],
-        source=PushSource(name=f"{name}_push", batch_source=log),
-        tags={f"feast_embeddings.{key}": value for key, value in tags.items()},
-    )
-
-
-def embedding(name, ttl=timedelta(0), encoder="shop"):
-    schema = [Field(name="embedding", dtype=Array(Float32))]
-    return declared(name, schema, ttl, kind="embedding", encoder=encoder, dim="4")
-
-
-def history():
-    schema = [
-        Field(name="history_items", dtype=Array(Int64)),
-        Field(name="history_types", dtype=Array(Int32)),
-        Field(name="history_times", dtype=Array(Int64)),
-        Field(name="history_values", dtype=Array(Float32)),
-    ]
-    return declared("history", schema, kind="history")
-
-
-def plain():
-    return declared("profile", [Field(name="age", dtype=Int64), Field(name="score", dtype=Float32)])
-
-
-def online_of(feature_store):
-    return feature_store._get_provider().online_store, feature_store.config
-
-
-def fill(feature_store, view, name, number, ids=(1, 2), event_time=START, tick=1):
-    """Writes a fill whose vectors are all ``number``."""
-    matrix = np.full((len(ids), 4), number, np.float32)
-    online.write_fill(
-        *online_of(feature_store), view, "user_id", name, "embedding", tick, START, event_time, np.array(ids), matrix
-    )
-
-
-def cut_over(feature_store, generation, retained=None, **fills):
-    refs = {view: FillRef(name, f"space-{name}") for view, name in fills.items()}
-    kept = {view: (FillRef(name, f"space-{name}"),) for view, name in (retained or {}).items()}
-    online.publish_manifest(*online_of(feature_store), Manifest("shop", generation, refs, kept))
-
-
-def ask(feature_store, features, ids=(1, 2)):
-    return feature_store.get_online_features(features, [{"user_id": i} for i in ids], full_feature_names=True)
-
-
-def ask_async(feature_store, features, ids=(1, 2)):
-    async def reading():
-        try:
-            return await feature_store.get_online_features_async(
-                features, [{"user_id": i} for i in ids], full_feature_names=True
-            )
-        finally:
-            await online_of(feature_store)[0].close()
-
-    return asyncio.run(reading())
-
-
-def statuses(response, column):
-    position = list(response.proto.metadata.feature_names.val).index(column)
-    return [NAMES[status] for status in response.proto.results[position].statuses]
 
 
 @pytest.fixture(params=[ask, ask_async], ids=["sync", "async"])
@@ -387,94 +322,3 @@ def test_a_view_taken_out_of_the_repo_leaves_redis_in_its_project_only(store, ma
     assert read_vectors(other, "users:embedding", [1, 2]).found.all()
     assert online.read_manifest(*online_of(store), "shop") is None
     assert redis_client.exists(*keys.entity_keys("shop", "user_id", np.array([1, 2]))) == 0
-
-
-@pytest.mark.parametrize(
-    ("address", "shown"),
-    [
-        ("redis://someone:s3cr%2Cet@127.0.0.1:1/2", "redis://127.0.0.1:1/2"),
-        ("redis://127.0.0.1:1/0?password=s3cret", "redis://127.0.0.1:1/0"),
-        ("unix://:s3cret@/nowhere/redis.sock", "unix:///nowhere/redis.sock"),
-    ],
-)
-def test_an_unreachable_server_is_named_without_its_password(make_store, address, shown):
-    # given a server that is not there
-    store = make_store(connection_string=address)
-    store.apply([user, embedding("users"), plain()])
-
-    # then every door says so, and what to do, without the secret
-    doors = [
-        lambda: ask(store, ["users:embedding"]),
-        lambda: ask(store, ["profile:age"]),
-        lambda: read_vectors(store, "users:embedding", [1]),
-    ]
-    for door in doors:
-        with pytest.raises(OnlineStoreError) as caught:
-            door()
-        message = str(caught.value)
-        assert f"Redis at {shown} cannot be reached" in message
-        assert "online_store.connection_string in feature_store.yaml" in message
-        assert "s3cr" not in message
-
-
-def test_feasts_own_form_is_named_without_its_password():
-    assert str(address_of("one:1,two:2,db=1,password=s3cret,ssl=true", None)) == "one:1,two:2,db=1"
-
-
-def test_an_embedded_store_without_a_repo_says_what_to_write():
-    with pytest.raises(OnlineStoreError, match="name an absolute folder: embedded:/var/lib/features"):
-        address_of("embedded", None)
-
-
-def test_a_wrong_password_is_named_as_such(store, make_store, redis_client, redis_server):
-    pool = redis_client.connection_pool.connection_kwargs
-    target = f"/{pool['path']}"[1:] if "path" in pool else None
-    address = f"unix://:wrong@{target}" if target else f"redis://:wrong@127.0.0.1:{pool['port']}/0"
-    other = make_store(connection_string=address)
-    other.apply([user, embedding("users")])
-    with pytest.raises(OnlineStoreError, match="refused the credentials") as caught:
-        ask(other, ["users:embedding"])
-    assert "wrong@" not in str(caught.value)
-
-
-def test_the_default_keeps_its_data_in_the_feature_repo(make_store):
-    from feast_embeddings.materialize.embedded import detach
-
-    store = make_store(connection_string="embedded")
-    store.apply([user, embedding("users")])
-    fill(store, "users", "a", 1.0)
-    cut_over(store, 1, users="a")
-    assert read_vectors(store, "users:embedding", [1]).found.all()
-    assert (store.repo_path / "data" / "valkey" / "appendonlydir").is_dir()
-    detach(store.repo_path / "data" / "valkey")
-
-    # and after a stop the same store attaches anew
-    with pytest.raises(OnlineStoreError, match=r"embedded server of .* cannot be reached"):
-        read_vectors(store, "users:embedding", [1])
-    assert read_vectors(store, "users:embedding", [1]).found.all()
-    detach(store.repo_path / "data" / "valkey")
-
-
-def test_a_forked_reader_has_connections_of_its_own(store):
-    # given a parent that has read
-    fill(store, "users", "a", 1.0)
-    cut_over(store, 1, users="a")
-    assert read_vectors(store, "users:embedding", [1]).found.all()
-
-    # when a child reads, and the parent reads on
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if all(read_vectors(store, "users:embedding", [1, 2]).found.all() for _ in range(50)) else 1)
-    answers = [read_vectors(store, "users:embedding", [1, 2]).found.all() for _ in range(50)]
-
-    # then both have their answers
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert all(answers)
-
-
-def test_real_time_is_what_the_ttl_counts_from(make_store):
-    store = make_store()
-    store.apply([user, embedding("users", timedelta(hours=1))])
-    fill(store, "users", "a", 1.0, event_time=now_us())
-    cut_over(store, 1, users="a")
-    assert read_vectors(store, "users:embedding", [1, 2]).found.all()
