@@ -20,7 +20,9 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,15 +36,17 @@ from feast_embeddings.models import (
     ItemIndex,
     Ragged,
     RankingScores,
+    Scorer,
     SequenceConfig,
     TrainingConfig,
     TrainResult,
     evaluate_ranking,
+    inner_products,
+    markov_table,
+    popularity,
     train,
 )
-from feast_embeddings.models.baselines import markov_table, popularity
 from feast_embeddings.models.device import training_precision
-from feast_embeddings.models.ranking import Scorer, inner_products
 
 DATA_VARIABLE = "FEAST_EMBEDDINGS_ML1M"
 RESULTS = Path(__file__).parent / "results" / "quality_ml1m.json"
@@ -89,6 +93,11 @@ def leave_last_out(sequences: list[np.ndarray]) -> Task:
     return Task(histories, index, targets, Ragged(offsets, index.rows(histories.items) - 1))
 
 
+BASELINES: dict[str, Callable[[HistoryBatch, ItemIndex], Scorer]] = {
+    "popularity": popularity,
+    "Markov table, last 5 movies": markov_table,
+    "Markov table, last 10 movies": partial(markov_table, depth=10),
+}
 CONFIG = TrainingConfig(encoder=SequenceConfig(context=200), batch_tokens=4096, filter_seen=True)
 
 
@@ -130,7 +139,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     load_before = os.getloadavg()
     task = leave_last_out(read_sequences(options.data))
     rows = {}
-    for name, baseline in (("popularity", popularity), ("Markov table", markov_table)):
+    for name, baseline in BASELINES.items():
         started = time.monotonic()
         rows[name] = (task.score(baseline(task.histories, task.index)), time.monotonic() - started)
     started = time.monotonic()

@@ -40,18 +40,22 @@ def repeat_purchase(histories: HistoryBatch, index: ItemIndex) -> Scorer:
 
 
 def markov_table(
-    histories: HistoryBatch, index: ItemIndex, distance: int = 5, damping: float = 20.0, decay: float = 0.8
+    histories: HistoryBatch,
+    index: ItemIndex,
+    distance: int = 5,
+    damping: float = 20.0,
+    decay: float = 0.8,
+    depth: int = 5,
 ) -> Scorer:
     """Scores items by what followed each of the user's last behaviors.
 
-    The table counts, over all histories, pairs (i, then j at distance d ≤ ``distance``) weighted 1 / d; a
-    row is divided by its sum + ``damping``. A user's score is Σ over the behaviors k before now of
+    The table counts, over all histories, pairs (i, then j at distance d ≤ ``distance``) weighted 1 / d; a row
+    is divided by its sum + ``damping``. A user's score is Σ over the last ``depth`` behaviors, k before now, of
     ``decay``ᵏ · row.
     """
     rows = index.rows(histories.items)
     table = _transitions(rows, histories, len(index) + 1, distance)
     table = _normalized(table, damping)
-    depth = int(np.ceil(np.log(1e-4) / np.log(decay)))
 
     def score(part: slice) -> Float32s:
         owner, kept, age = _recent_rows(histories, rows, part, depth)
