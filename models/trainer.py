@@ -94,6 +94,7 @@ class Trainer:
         self.tokens = Tokens.of(training, index, normalizer, len(behavior_types))
         self.target_weights = torch.from_numpy(np.maximum(type_weights, 0))[self.tokens.types]
         self.target_weights *= self.tokens.items > 0  # the unknown item is no target
+        _check_targets(self.target_weights, training, config.min_item_count)
         with torch.random.fork_rng(devices=_cuda_indexes(device)):
             torch.manual_seed(config.seed)
             self.model = SequenceEncoder(config.encoder, behavior_types, index, normalizer).to(device)
@@ -292,6 +293,16 @@ def _identity(config: TrainingConfig, histories: HistoryBatch, types: tuple[str,
     items = histories.items
     digest.update(items.tobytes() if items.dtype == np.int64 else json.dumps(items.tolist()).encode())
     return digest.hexdigest()
+
+
+def _check_targets(weights: torch.Tensor, training: HistoryBatch, min_item_count: int) -> None:
+    not_first = torch.ones(len(weights), dtype=torch.bool)
+    not_first[torch.from_numpy(training.offsets[:-1][training.lengths > 0])] = False
+    if not (weights[not_first] > 0).any():
+        raise BehaviorSourceError(
+            f"No behavior of a type with a weight above 0 has an item that occurs {min_item_count} times, so there is "
+            "nothing to predict: lower min_item_count, or weigh other types."
+        )
 
 
 def check_trainable(histories: HistoryBatch) -> None:

@@ -1,4 +1,7 @@
-"""Laws that every encoder obeys. A new encoder joins by a factory in ``ENCODERS``."""
+"""Laws that every encoder obeys, on the device that FEAST_EMBEDDINGS_DEVICE names, or the best there is.
+
+A new encoder joins by a factory in ``ENCODERS``.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +24,7 @@ from feast_embeddings.models import (
     load_encoder,
     save_encoder,
 )
+from feast_embeddings.models.device import choose_device
 
 TYPES = ("view", "cart", "buy")
 INTEGERS = np.arange(60)
@@ -30,20 +34,20 @@ STRINGS = np.array([f"item {number}" for number in range(60)], dtype=object)
 def sequence(seed: int = 0) -> SequenceEncoder:
     torch.manual_seed(seed)
     config = SequenceConfig(dim=16, context=40, heads=2, hidden=32)
-    return SequenceEncoder(config, TYPES, ItemIndex(INTEGERS)).eval()
+    return SequenceEncoder(config, TYPES, ItemIndex(INTEGERS)).to(choose_device()).eval()
 
 
 def sequence_of_strings_and_values(seed: int = 0) -> SequenceEncoder:
     torch.manual_seed(seed)
     config = SequenceConfig(dim=20, context=13, blocks=1, heads=1, hidden=24, value_normalizer="log1p-zscore")
     normalizer = ValueNormalizer("log1p-zscore", mean=0.8, scale=0.6)
-    return SequenceEncoder(config, TYPES, ItemIndex(STRINGS), normalizer).eval()
+    return SequenceEncoder(config, TYPES, ItemIndex(STRINGS), normalizer).to(choose_device()).eval()
 
 
 def sequence_in_bf16(seed: int = 0) -> SequenceEncoder:
     torch.manual_seed(seed)
     config = SequenceConfig(dim=64, context=33, heads=2)
-    return SequenceEncoder(config, TYPES, ItemIndex(INTEGERS), precision="bf16").eval()
+    return SequenceEncoder(config, TYPES, ItemIndex(INTEGERS), precision="bf16").to(choose_device()).eval()
 
 
 ENCODERS: list[Callable[..., StorableEncoder]] = [sequence, sequence_of_strings_and_values, sequence_in_bf16]
@@ -180,7 +184,7 @@ def test_items_are_vectors_and_known_or_zeros_and_unknown(encoder):
 def test_saving_and_loading_changes_no_bit(encoder, histories, tmp_path: Path):
     precision = "bf16" if encoder.numeric_path.endswith("bfloat16") else None
     space = save_encoder(encoder, tmp_path / "encoder")
-    loaded = load_encoder(tmp_path / "encoder", device="cpu", precision=precision)
+    loaded = load_encoder(tmp_path / "encoder", precision=precision)
     assert space == encoder.space == loaded.space
     assert np.array_equal(loaded.encode(histories), encoder.encode(histories))
     assert loaded.item_ids().tolist() == encoder.item_ids().tolist()
@@ -199,6 +203,6 @@ def test_bf16_agrees_with_float32(make_histories):
     exact, fast = sequence_in_bf16(), sequence_in_bf16()
     exact.precision = "float32"
     batch = make_histories([1, 5, 20, 33, 50])
-    assert exact.numeric_path == "cpu/float32"
-    assert fast.numeric_path == "cpu/bfloat16"
+    assert exact.numeric_path == f"{choose_device().type}/float32"
+    assert fast.numeric_path == f"{choose_device().type}/bfloat16"
     assert np.abs(exact.encode(batch) - fast.encode(batch)).max() < 0.05

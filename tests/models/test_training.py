@@ -207,6 +207,16 @@ def test_histories_without_a_next_item_are_refused(lengths, small_config, make_h
         train(small_config, make_histories(lengths), behavior_types=["a", "b", "c"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "type_weights"), [({"min_item_count": 99}, [1, 1, 1]), ({"validation_users": 0}, [0, 0, 1])]
+)
+def test_histories_without_a_target_are_refused(changes, type_weights, small_config, make_histories):
+    histories = make_histories([9, 9])
+    histories.behavior_types[:] = 0
+    with pytest.raises(BehaviorSourceError, match=r"nothing to predict: lower min_item_count, or weigh other types"):
+        train(replace(small_config, **changes), histories, behavior_types=["a", "b", "c"], type_weights=type_weights)
+
+
 def test_sizes_that_cannot_be_built_are_refused():
     with pytest.raises(DeclarationError, match="dim a multiple of heads"):
         TrainingConfig(encoder=SequenceConfig(dim=10, heads=3))
