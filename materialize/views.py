@@ -214,7 +214,11 @@ def embed_behaviors(frame: pd.DataFrame) -> pd.DataFrame:
     """
     artifact = frame.attrs.get("artifact")
     if not artifact:
-        raise ArtifactError("embed_behaviors needs frame.attrs['artifact'], the folder of a trained encoder.")
+        raise ArtifactError(
+            "embed_behaviors needs frame.attrs['artifact'], the folder of a trained encoder. If `feast materialize` came "
+            "here, write `batch_engine: {type: feast_embeddings.materialize.engine.EmbeddingEngine}` in "
+            "feature_store.yaml: another engine ran an embedding view."
+        )
 
     lengths = frame["history_items"].map(len).to_numpy(np.int64)
     as_of = frame["event_timestamp"].to_numpy("datetime64[us]").astype(np.int64)
