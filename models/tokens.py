@@ -64,6 +64,11 @@ class Tokens:
             values=self.values[at] * real[..., None],
         )
 
+    def reordered(self, order: Int64s) -> Tokens:
+        """Flat tokens with items, types and values in another ``order`` [N]; the gaps stay where they are."""
+        at = torch.from_numpy(order)
+        return Tokens(self.items[at], self.types[at], self.gaps, self.values[at])
+
     def to(self, device: torch.device) -> Tokens:
         """The same tokens on ``device``."""
         return Tokens(

@@ -21,6 +21,7 @@ from feast_embeddings.models.loss import NegativeSampler, full_softmax_loss, sam
 from feast_embeddings.models.preprocessing import ItemIndex, ValueNormalizer
 from feast_embeddings.models.ranking import Ragged, evaluate_ranking, inner_products
 from feast_embeddings.models.sequence import SequenceConfig, SequenceEncoder
+from feast_embeddings.models.ties import shuffled_within, tie_groups
 from feast_embeddings.models.tokens import Tokens
 from feast_embeddings.models.windows import Windows, batched, cut_windows
 
@@ -94,6 +95,7 @@ class Trainer:
         self.tokens = Tokens.of(training, index, normalizer, len(behavior_types))
         self.target_weights = torch.from_numpy(np.maximum(type_weights, 0))[self.tokens.types]
         self.target_weights *= self.tokens.items > 0  # the unknown item is no target
+        self.ties = tie_groups(training.offsets, training.times)
         _check_targets(self.target_weights, training, config.min_item_count)
         with torch.random.fork_rng(devices=_cuda_indexes(device)):
             torch.manual_seed(config.seed)
@@ -124,30 +126,34 @@ class Trainer:
         generator = np.random.default_rng([self.config.seed, number])
         windows = cut_windows(self.offsets, self.config.encoder.context, self.config.window_overlap, generator)
         batches = batched(windows, self.config.batch_tokens, generator)
+        tokens, target_weights = self.tokens, self.target_weights
+        if self.ties is not None:  # the order of ids within a receipt is no order of purchase
+            order = shuffled_within(self.ties, generator)
+            tokens, target_weights = tokens.reordered(order), target_weights[torch.from_numpy(order)]
         losses = []
         with torch.random.fork_rng(devices=_cuda_indexes(self.device)):
             torch.manual_seed(int(generator.integers(_VALIDATION)))
             for position, rows in enumerate(batches):
-                losses.append(self._step(windows, rows))
+                losses.append(self._step(tokens, target_weights, windows, rows))
                 advance((position + 1) / len(batches))
                 if time.monotonic() > deadline:
                     break
         self._report(number, float(torch.stack(losses).mean()), started)
         return len(losses) == len(batches)
 
-    def _step(self, windows: Windows, rows: Int64s) -> torch.Tensor:
+    def _step(self, tokens: Tokens, target_weights: torch.Tensor, windows: Windows, rows: Int64s) -> torch.Tensor:
         """One batch: loss, gradients, Adam, running average. Returns the loss, on the device."""
         start, stop = torch.from_numpy(windows.start[rows]), torch.from_numpy(windows.stop[rows])
         width = min(-(-int((stop - start).max()) // _WIDTH_STEP) * _WIDTH_STEP, self.model.context)
         at = start[:, None] + torch.arange(width) + 1  # (B, L), positions of the targets
         wanted = (at <= stop[:, None]) & (at >= torch.from_numpy(windows.first_target[rows])[:, None])
-        at = at.clamp(max=len(self.target_weights) - 1)
-        wanted &= self.target_weights[at] > 0
+        at = at.clamp(max=len(target_weights) - 1)
+        wanted &= target_weights[at] > 0
         if not wanted.any():
             return torch.zeros((), device=self.device)
-        targets = to_device(self.tokens.items[at[wanted]] - 1, self.device)  # (P,), rows of the table without row 0
-        weights = to_device(self.target_weights[at[wanted]], self.device)
-        inputs = self.tokens.padded(start, stop - start, width).to(self.device)
+        targets = to_device(tokens.items[at[wanted]] - 1, self.device)  # (P,), rows of the table without row 0
+        weights = to_device(target_weights[at[wanted]], self.device)
+        inputs = tokens.padded(start, stop - start, width).to(self.device)
         loss = self._loss(inputs, to_device(wanted, self.device), targets, weights)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
