@@ -7,6 +7,7 @@ in between leaves a pending generation, which the next job of the encoder finish
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
@@ -14,6 +15,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast_embeddings.materialize import online_writes as online
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.embedding_log import LogStamp
+from feast_embeddings.materialize.leases import Lease, held
 from feast_embeddings.materialize.ledger import Fill, Generation
 from feast_embeddings.materialize.manifest import FillRef, Manifest
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
@@ -38,6 +40,11 @@ class Cutovers:
 
     def attempt(self, encoder: str, space: str) -> str:
         """Cut over to the newest fills in ``space`` if every view of the encoder has one; says what happened."""
+        with self._alone(encoder):
+            self._finish_pending(encoder)
+            return self._attempt(encoder, space)
+
+    def _attempt(self, encoder: str, space: str) -> str:
         specs = self._specs(encoder)
         chosen: dict[str, str] = {}
         for view in specs:
@@ -56,17 +63,22 @@ class Cutovers:
 
     def resume(self, encoder: str) -> None:
         """Finish a cutover that a stopped job left pending, and remove what it retired."""
-        pending = [g for g in self.ledger.generations(encoder) if g.cutover_us is None]
-        if pending:
-            self._switch(pending[-1], self._specs(encoder))
-        self.sweep(encoder)
+        with self._alone(encoder):
+            self._finish_pending(encoder)
+            self._sweep(encoder)
 
     def rollback(self, encoder: str) -> Generation:
         """Make the retained generation live again; the one that was live is retained.
 
         Raises:
             SpaceError: No generation is retained.
+            LeaseError: Another job has been cutting over for half a minute.
         """
+        with self._alone(encoder):
+            self._finish_pending(encoder)
+            return self._rollback(encoder)
+
+    def _rollback(self, encoder: str) -> Generation:
         specs = self._specs(encoder)
         retained = {fill.view: fill.fill for fill in self.ledger.fills(encoder=encoder, states=("retained",))}
         live = self.ledger.live_generation(encoder)
@@ -78,7 +90,17 @@ class Cutovers:
         self._switch(generation, specs)
         return self.ledger.generations(encoder)[-1]
 
-    def sweep(self, encoder: str) -> None:
+    def _alone(self, encoder: str) -> AbstractContextManager[Lease]:
+        """One cutover at a time: two at once could leave the ledger with the one and Redis with the other."""
+        return held(self.ledger, f"cutover of encoder {encoder!r} of project {self.config.project!r}", wait_s=30)
+
+    def _finish_pending(self, encoder: str) -> None:
+        """A generation is finished before a later one is made, so that the ledger's last one is what Redis serves."""
+        for generation in self.ledger.generations(encoder):
+            if generation.cutover_us is None:
+                self._switch(generation, self._specs(encoder))
+
+    def _sweep(self, encoder: str) -> None:
         """Remove the rows of retired fills from Redis."""
         specs = self._specs(encoder)
         for fill in self.ledger.fills(encoder=encoder, states=("retired",)):
@@ -107,7 +129,7 @@ class Cutovers:
         for name in generation.fills.values():
             self.workspace.log(specs[fills[name].view]).drop_staged(fills[name].tick, [name])
         reached("cutover-done")
-        self.sweep(generation.encoder)
+        self._sweep(generation.encoder)
 
     def _log(self, spec: EmbeddingSpec, fill: Fill, cutover_us: int) -> None:
         tick = self.ledger.tick(spec.view, fill.tick)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from feast_embeddings.materialize.ledger_schema import leases
 from feast_embeddings.models.errors import LeaseError
 
 LEASE_S = 60
+_POLL_S = 0.05
 
 
 class Lease:
@@ -71,10 +73,21 @@ class Lease:
 
 
 @contextmanager
-def held(ledger: Ledger, resource: str, seconds: float = LEASE_S) -> Iterator[Lease]:
-    """Hold a lease for the length of a ``with`` block; raises LeaseError where another worker has it."""
+def held(ledger: Ledger, resource: str, seconds: float = LEASE_S, wait_s: float = 0.0) -> Iterator[Lease]:
+    """Hold a lease for the length of a ``with`` block; raises LeaseError where another worker has it.
+
+    With ``wait_s``, it is waited for so many seconds: for what others hold only briefly.
+    """
     lease = Lease(ledger, resource, seconds)
-    lease.acquire()
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            lease.acquire()
+            break
+        except LeaseError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_POLL_S)
     try:
         yield lease
     finally:

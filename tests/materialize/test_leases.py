@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +117,16 @@ def test_a_worker_of_another_machine_keeps_its_lease_until_it_runs_out(url: str)
         else:
             with pytest.raises(LeaseError, match="elsewhere:1:abc"), held(ledger, VIEW):
                 pass
+
+
+def test_a_lease_can_be_waited_for(url: str) -> None:
+    held_briefly = Lease(Ledger(url), VIEW)
+    held_briefly.acquire()
+    with pytest.raises(LeaseError), held(Ledger(url), VIEW, wait_s=0.1):
+        pass
+    threading.Timer(0.1, held_briefly.release).start()
+    with held(Ledger(url), VIEW, wait_s=10) as lease:
+        assert lease.owner != held_briefly.owner
 
 
 def test_a_simulated_clock_does_not_move_leases(url: str) -> None:

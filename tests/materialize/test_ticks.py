@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from repo_fixture import (
     ITEMS,
     USERS,
+    VIEWS,
     MakeRepo,
     SmallRepo,
     StoppedError,
@@ -385,6 +388,40 @@ def test_the_retained_generation_goes_on_receiving_ticks_and_a_rollback_is_fresh
         _rollback(repo)
     assert repo.vectors().space == new
     np.testing.assert_array_equal(repo.vectors().values[active], _encoded(repo, 7, seed=2)[active])
+
+
+@pytest.mark.parametrize("step", ["cutover-recorded", "cutover-switched", "cutover-logged"])
+def test_a_rollback_first_finishes_the_cutover_that_a_stopped_job_left(make_repo: MakeRepo, step: str) -> None:
+    repo = _started(make_repo)
+    old, new = repo.vectors().space, repo.encode_with(tiny_encoder(2))
+    with at(day(5)), stopping_at(step), pytest.raises(StoppedError):
+        repo.materialize(day(5))
+    with at(day(5)):
+        _rollback(repo)
+    assert repo.vectors().space == repo.vectors("item_embedding").space == old
+    with at(day(6)):
+        repo.run(day(6))
+    assert repo.vectors().space == old
+    assert repo.vectors().generation == repo.workspace.ledger.live_generation("main").generation
+    assert [fill.space for fill in repo.fills("live")] == [old]
+    assert [fill.space for fill in repo.fills("retained")] == [new]
+
+
+def test_two_views_that_are_ready_at_once_cut_over_once(make_repo: MakeRepo) -> None:
+    repo = _started(make_repo)
+    repo.encode_with(tiny_encoder(2))
+    with at(day(5)):
+        repo.run(day(5), refresh=True)
+        with stopping_at("written"), pytest.raises(StoppedError):
+            repo.run(day(5), "item_embedding", refresh=True)
+        jobs = [threading.Thread(target=repo.run, args=(day(5), view)) for view in VIEWS]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+    generations = repo.workspace.ledger.generations("main")
+    assert [generation.cutover_us is not None for generation in generations] == [True, True]
+    assert repo.vectors().generation == 2
 
 
 def test_a_retired_fill_leaves_nothing_in_redis(make_repo: MakeRepo) -> None:
