@@ -111,9 +111,20 @@ class Ledger:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """One transaction; commits at the end, rolls back on an error."""
+        """One transaction; commits at the end, rolls back on an error. Writers wait for each other."""
+        with self._within(self._engine) as connection:
+            yield connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """One transaction that only reads, and waits for no writer."""
+        with self._within(self._engine.execution_options(reads=True)) as connection:
+            yield connection
+
+    @contextmanager
+    def _within(self, engine: Engine) -> Iterator[Connection]:
         try:
-            with self._engine.begin() as connection:
+            with engine.begin() as connection:
                 yield connection
         except sa.exc.DBAPIError as error:
             raise LedgerError(
@@ -199,7 +210,7 @@ class Ledger:
         query = sa.select(tick_counts.c.what, sa.func.sum(tick_counts.c.behaviors)).where(tick_counts.c.view == view)
         if number is not None:
             query = query.where(tick_counts.c.tick == number)
-        with self.transaction() as connection:
+        with self._reading() as connection:
             return {what: int(count) for what, count in connection.execute(query.group_by(tick_counts.c.what))}
 
     def update_tick(self, tick: Tick, **values: Any) -> Tick:
@@ -248,7 +259,7 @@ class Ledger:
         query = sa.select(fills).where(*(column == value for column, value in wanted if value is not None))
         if states is not None:
             query = query.where(fills.c.state.in_(states))
-        with self.transaction() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query.order_by(fills.c.made_us, fills.c.tick)).mappings().all()
         return [Fill(**row) for row in rows]
 
@@ -279,7 +290,7 @@ class Ledger:
     def generations(self, encoder: str) -> list[Generation]:
         """Generations of an encoder, oldest first."""
         query = sa.select(generations).where(generations.c.encoder == encoder).order_by(generations.c.generation)
-        with self.transaction() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query).mappings().all()
         return [Generation(**{**row, "fills": json.loads(row["fills"])}) for row in rows]
 
@@ -317,7 +328,7 @@ class Ledger:
     # ── private ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _ticks(self, *where: Any) -> list[Tick]:
-        with self.transaction() as connection:
+        with self._reading() as connection:
             query = sa.select(ticks).where(*where).order_by(ticks.c.tick)
             return [_tick(row) for row in connection.execute(query).mappings()]
 
@@ -351,7 +362,8 @@ def _engine(url: sa.engine.URL) -> Engine:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get("reads")
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 
