@@ -1,17 +1,13 @@
-"""Ticks on a real repo: what they compute, and what is due."""
+"""Ticks on a real repo: what they compute, what the stock commands do, and that every behavior counts once."""
 
 from __future__ import annotations
-
-import threading
 
 import numpy as np
 import pytest
 from repo_fixture import (
     ITEMS,
     USERS,
-    VIEWS,
     MakeRepo,
-    SmallRepo,
     StoppedError,
     at,
     batch_bytes,
@@ -21,52 +17,22 @@ from repo_fixture import (
     stopping_at,
     tiny_encoder,
 )
+from ticks_fixture import active_in, encoded_by_hand, started, tick_at
 
-from feast_embeddings.materialize.cutover import Cutovers
-from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.models.errors import OnlineStoreError, TickError
 from feast_embeddings.transformations import Histories
 
 LATE = 'created_time="created"'
 
-
-def _started(make_repo: MakeRepo, policy: str = "Incremental()", days: float = 4, **options: str) -> SmallRepo:
-    """A repo whose two views are live as of ``days``."""
-    repo = make_repo(policy=policy, **options)
-    repo.deliver(shop(8), "shop")
-    repo.encode_with(tiny_encoder(1))
-    with at(day(days)):
-        repo.run(day(days))
-        repo.run(day(days), "item_embedding")
-    return repo
-
-
-def _tick(repo: SmallRepo, days: float, view: str = "user_embedding", **options: bool) -> None:
-    with at(day(days)):
-        repo.run(day(days), view, **options)
-
-
-def _encoded(repo: SmallRepo, end: float, seed: int = 1, since: float | None = None, context: int = 10) -> np.ndarray:
-    """Vectors of all users by hand, of their behaviors in [since, end)."""
-    behaviors = repo.behaviors(day(end))
-    if since is not None:
-        behaviors = behaviors.between(day(since), day(end))
-    return tiny_encoder(seed, context=context).encode(Histories(behaviors).as_of(USERS, day(end), context))
-
-
-def _active(repo: SmallRepo, start: float, end: float) -> np.ndarray:
-    return np.isin(USERS, repo.behaviors(day(end)).between(day(start), day(end)).entities)
-
-
 # ── what a tick computes ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_refresh_encodes_every_user_and_item(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo)
+    repo = started(make_repo)
     users, items = repo.vectors(), repo.vectors("item_embedding")
     known = np.isin(USERS, repo.behaviors(day(4)).entities)
     assert users.found.tolist() == known.tolist()
-    assert users.values.tobytes() == _encoded(repo, 4).tobytes()
+    assert users.values.tobytes() == encoded_by_hand(repo, 4).tobytes()
     assert items.values.tobytes() == tiny_encoder(1).encode_items(ITEMS)[0].tobytes()
     assert (users.generation, items.generation) == (1, 1)
     assert users.space == items.space
@@ -79,12 +45,12 @@ def test_a_refresh_encodes_every_user_and_item(make_repo: MakeRepo) -> None:
 def test_a_tick_blends_the_vectors_of_active_users_and_leaves_the_rest(
     make_repo: MakeRepo, policy: str, alpha: float | None
 ) -> None:
-    repo = _started(make_repo, policy)
-    wanted, updated = _encoded(repo, 4), np.full(len(USERS), 4)
+    repo = started(make_repo, policy)
+    wanted, updated = encoded_by_hand(repo, 4), np.full(len(USERS), 4)
     met = np.isin(USERS, repo.behaviors(day(4)).entities)
     for end in (5, 6, 7):
-        _tick(repo, end)
-        active, fresh = _active(repo, end - 1, end), _encoded(repo, end)
+        tick_at(repo, end)
+        active, fresh = active_in(repo, end - 1, end), encoded_by_hand(repo, end)
         weights = np.float32(2.0) ** ((updated - end) / np.float32(2)) if alpha is None else np.full(len(USERS), alpha)
         weights = np.where(met, weights, 0).astype(np.float32)[:, None]
         blended = weights * wanted + (np.float32(1) - weights) * fresh
@@ -95,49 +61,51 @@ def test_a_tick_blends_the_vectors_of_active_users_and_leaves_the_rest(
 
 
 def test_a_tick_of_new_behaviors_alone_encodes_only_those(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo, "Incremental(alpha=0.5, context='new')")
+    repo = started(make_repo, "Incremental(alpha=0.5, context='new')")
     before = repo.vectors().values
-    _tick(repo, 5)
-    active = _active(repo, 4, 5)
+    tick_at(repo, 5)
+    active = active_in(repo, 4, 5)
     known = np.isin(USERS, repo.behaviors(day(4)).entities)
-    fresh = _encoded(repo, 5, since=4)
+    fresh = encoded_by_hand(repo, 5, since=4)
     half = np.where(known, 0.5, 0).astype(np.float32)[:, None]
     wanted = np.where(active[:, None], half * before + (np.float32(1) - half) * fresh, before)
     np.testing.assert_array_equal(repo.vectors().values, wanted)
 
 
 def test_histories_online_are_those_of_all_behaviors(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo)
+    repo = started(make_repo)
     for end in (5, 7):  # the second job runs two ticks
-        _tick(repo, end)
+        tick_at(repo, end)
         wanted = Histories(repo.behaviors(day(end))).as_of(USERS, day(end), 10)
         assert batch_bytes(repo.histories()) == batch_bytes(wanted)
 
 
 def test_histories_stay_long_enough_for_every_encoder_that_is_served(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo, "Hybrid(full_every='30d')")
+    repo = started(make_repo, "Hybrid(full_every='30d')")
     repo.encode_with(tiny_encoder(2, context=3))
-    _tick(repo, 5)
-    _tick(repo, 6)  # the live encoder still is the one of context 10
-    np.testing.assert_array_equal(repo.vectors().values[_active(repo, 5, 6)], _encoded(repo, 6)[_active(repo, 5, 6)])
-    _tick(repo, 6, "item_embedding")
+    tick_at(repo, 5)
+    tick_at(repo, 6)  # the live encoder still is the one of context 10
     np.testing.assert_array_equal(
-        repo.vectors().values[_active(repo, 5, 6)], _encoded(repo, 6, seed=2, context=3)[_active(repo, 5, 6)]
+        repo.vectors().values[active_in(repo, 5, 6)], encoded_by_hand(repo, 6)[active_in(repo, 5, 6)]
+    )
+    tick_at(repo, 6, "item_embedding")
+    np.testing.assert_array_equal(
+        repo.vectors().values[active_in(repo, 5, 6)], encoded_by_hand(repo, 6, seed=2, context=3)[active_in(repo, 5, 6)]
     )
     assert batch_bytes(repo.histories()) == batch_bytes(Histories(repo.behaviors(day(6))).as_of(USERS, day(6), 10))
 
 
 def test_incremental_work_grows_with_the_active_users(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo)
+    repo = started(make_repo)
     with at(day(5)):
         outcome = repo.run(day(5))
-    assert outcome.encoded == outcome.rows == _active(repo, 4, 5).sum()
+    assert outcome.encoded == outcome.rows == active_in(repo, 4, 5).sum()
 
 
 def test_a_tick_in_which_nobody_behaved_changes_nothing(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo, days=8)
+    repo = started(make_repo, days=8)
     before = repo.vectors().values.tobytes()
-    _tick(repo, 9)
+    tick_at(repo, 9)
     assert repo.vectors().values.tobytes() == before
     assert (repo.last_tick().end_us, repo.last_tick().rows) == (day(9), 0)
 
@@ -148,7 +116,7 @@ def test_a_tick_in_which_nobody_behaved_changes_nothing(make_repo: MakeRepo) -> 
 def test_materialize_incremental_twice_writes_nothing_the_second_time(
     make_repo: MakeRepo, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    repo = _started(make_repo)
+    repo = started(make_repo)
     with at(day(5)):
         repo.incremental(day(5))
         capsys.readouterr()
@@ -160,22 +128,22 @@ def test_materialize_incremental_twice_writes_nothing_the_second_time(
 
 
 def test_materialize_twice_is_the_same_refresh_twice(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo, "Incremental(alpha=0.5)")
-    _tick(repo, 5)
+    repo = started(make_repo, "Incremental(alpha=0.5)")
+    tick_at(repo, 5)
     for _ in range(2):
         with at(day(6)):
             repo.materialize(day(6))
-        assert repo.vectors().values.tobytes() == _encoded(repo, 6).tobytes(), "a refresh discards blends"
+        assert repo.vectors().values.tobytes() == encoded_by_hand(repo, 6).tobytes(), "a refresh discards blends"
         assert repo.last_tick().end_us == day(6)
 
 
 def test_reencoding_at_an_equal_time_reaches_the_online_store(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo)
+    repo = started(make_repo)
     space = repo.encode_with(tiny_encoder(2))
     with at(day(4)):
         repo.materialize(day(4))
     assert repo.vectors().space == repo.vectors("item_embedding").space == space
-    assert repo.vectors().values.tobytes() == _encoded(repo, 4, seed=2).tobytes()
+    assert repo.vectors().values.tobytes() == encoded_by_hand(repo, 4, seed=2).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -187,7 +155,7 @@ def test_reencoding_at_an_equal_time_reaches_the_online_store(make_repo: MakeRep
     ],
 )
 def test_an_end_that_cannot_be_is_refused(make_repo: MakeRepo, end: float, refresh: bool, words: tuple) -> None:
-    repo = _started(make_repo)
+    repo = started(make_repo)
     before, tick = repo.snapshot(), repo.last_tick()
     with at(day(5)), pytest.raises(TickError) as caught:
         repo.run(day(end), refresh=refresh)
@@ -196,7 +164,7 @@ def test_an_end_that_cannot_be_is_refused(make_repo: MakeRepo, end: float, refre
 
 
 def test_an_emptied_redis_is_noticed_before_anything_is_blended(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo, "Incremental(alpha=0.5)")
+    repo = started(make_repo, "Incremental(alpha=0.5)")
     with at(day(5)), stopping_at("recorded"), pytest.raises(StoppedError):
         repo.run(day(5))
     with repo.redis() as client:
@@ -207,32 +175,32 @@ def test_an_emptied_redis_is_noticed_before_anything_is_blended(make_repo: MakeR
     assert repo.log().to_pydict() == before
     with at(day(5)):
         repo.materialize(day(5))
-    assert repo.vectors().values.tobytes() == _encoded(repo, 5).tobytes()
+    assert repo.vectors().values.tobytes() == encoded_by_hand(repo, 5).tobytes()
 
 
 # ── every behavior counts once ───────────────────────────────────────────────────────────────────────────────
 
 
 def test_late_behaviors_are_applied_in_the_next_tick_and_counted(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo, contract=LATE)
-    _tick(repo, 5)
+    repo = started(make_repo, contract=LATE)
+    tick_at(repo, 5)
     late = rows(user=[3, 3, 7], item=[101, 102, 103], at=[day(1.5), day(4.5), day(2)], created=[day(5.1)] * 3)
     repo.deliver(late, "late")
-    _tick(repo, 6)
+    tick_at(repo, 6)
     counts = repo.counts(repo.last_tick().number)
     ordinary = len(repo.behaviors(day(6)).between(day(5), day(6)))
     assert counts == {"read": ordinary + 3, "applied": ordinary + 3, "deduplicated": 0}
     wanted = Histories(repo.behaviors(day(6))).as_of(USERS, day(6), 10)
     assert batch_bytes(repo.histories()) == batch_bytes(wanted)
-    changed = _active(repo, 5, 6) | np.isin(USERS, [3, 7])
-    np.testing.assert_array_equal(repo.vectors().values[changed], _encoded(repo, 6)[changed])
-    _tick(repo, 7)
+    changed = active_in(repo, 5, 6) | np.isin(USERS, [3, 7])
+    np.testing.assert_array_equal(repo.vectors().values[changed], encoded_by_hand(repo, 6)[changed])
+    tick_at(repo, 7)
     assert repo.counts()["read"] == len(repo.behaviors(day(7)))
 
 
 def test_behaviors_delivered_again_are_deduplicated_across_ticks(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo, contract=LATE)
-    _tick(repo, 5)
+    repo = started(make_repo, contract=LATE)
+    tick_at(repo, 5)
     first = shop(8).filter(
         (np.array(shop(8)["at"].cast("int64")) >= day(4)) & (np.array(shop(8)["at"].cast("int64")) < day(5))
     )
@@ -240,12 +208,12 @@ def test_behaviors_delivered_again_are_deduplicated_across_ticks(make_repo: Make
     at_created = first.schema.get_field_index("created")
     again = first.set_column(at_created, "created", rows(at=[day(5.2)] * len(first))["created"])
     repo.deliver(again, "again")
-    _tick(repo, 5.5)  # no tick is due yet
-    _tick(repo, 6)
+    tick_at(repo, 5.5)  # no tick is due yet
+    tick_at(repo, 6)
     counts = repo.counts(repo.last_tick().number)
     assert counts["deduplicated"] == len(first) > 0
     assert counts["read"] == counts["applied"] + counts["deduplicated"]
-    unchanged = ~_active(repo, 5, 6)
+    unchanged = ~active_in(repo, 5, 6)
     assert np.frombuffer(before, np.float32).reshape(-1, 8)[unchanged].tobytes() == (
         repo.vectors().values[unchanged].tobytes()
     )
@@ -256,7 +224,7 @@ def test_behaviors_delivered_again_are_deduplicated_across_ticks(make_repo: Make
 
 @pytest.mark.parametrize("contract", ["", LATE], ids=["by event time", "with created time"])
 def test_every_behavior_read_is_applied_deduplicated_or_quarantined_once(make_repo: MakeRepo, contract: str) -> None:
-    repo = _started(make_repo, contract=contract)
+    repo = started(make_repo, contract=contract)
     bad = rows(
         user=[None, 2, 3, 4, 5, 6],
         item=[101, None, 103, 104, 105, 106],
@@ -268,7 +236,7 @@ def test_every_behavior_read_is_applied_deduplicated_or_quarantined_once(make_re
     )
     repo.deliver(bad, "bad")
     for end in (5, 6, 7):
-        _tick(repo, end)
+        tick_at(repo, end)
     with at(day(8)):
         repo.run(day(8), refresh=True)
     ledger, numbers = repo.workspace.ledger, range(1, repo.last_tick().number + 1)
@@ -292,159 +260,11 @@ def test_every_behavior_read_is_applied_deduplicated_or_quarantined_once(make_re
 
 
 def test_a_behavior_of_the_future_waits_for_its_time(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo)
+    repo = started(make_repo)
     repo.deliver(rows(user=[1, 1], at=[day(6.5), day(30)], created=[day(4)] * 2), "future")
-    _tick(repo, 5)
+    tick_at(repo, 5)
     assert repo.counts()["read"] == len(repo.behaviors(day(5)))
     assert day(6.5) not in repo.histories().times
-    _tick(repo, 7)
+    tick_at(repo, 7)
     assert day(6.5) in repo.histories().times
     assert repo.counts()["read"] == len(repo.behaviors(day(7)))
-
-
-# ── taken up, or recorded anew ───────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_tick_whose_behaviors_changed_before_any_effect_is_recorded_anew(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo)
-    with at(day(5)), stopping_at("members"), pytest.raises(StoppedError):
-        repo.run(day(5))
-    abandoned = repo.workspace.ledger.open_tick("user_embedding")
-    repo.deliver(rows(user=[None, 1], item=[101, 130], at=[day(4.5), day(4.6)]), "more")
-    with at(day(5)):
-        outcome = repo.run(day(5))
-    assert any("recorded anew" in notice for notice in outcome.notices)
-    assert repo.workspace.ledger.tick("user_embedding", abandoned.number).state == "abandoned"
-    assert repo.last_tick().number == abandoned.number + 1
-    assert repo.vectors().values[0].tobytes() == _encoded(repo, 5)[0].tobytes()
-    assert repo.counts()["read"] == len(repo.behaviors(day(5))) + 1
-
-
-def test_a_tick_that_is_staged_is_finished_as_it_was_recorded(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo)
-    with at(day(5)), stopping_at("staged"), pytest.raises(StoppedError):
-        repo.run(day(5))
-    wanted = _encoded(repo, 5)
-    repo.deliver(rows(user=[1], item=[130], at=[day(4.6)]), "more")
-    with at(day(5)):
-        assert any("took up tick" in notice for notice in repo.run(day(5)).notices)
-    assert repo.vectors().values[0].tobytes() == wanted[0].tobytes()
-
-
-def test_a_refresh_taken_up_does_not_stand_in_for_one_with_a_new_encoder(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo)
-    with at(day(5)), stopping_at("staged"), pytest.raises(StoppedError):
-        repo.run(day(5), refresh=True)
-    space = repo.encode_with(tiny_encoder(2))
-    with at(day(5)):
-        repo.run(day(5), refresh=True)
-        repo.run(day(5), "item_embedding", refresh=True)
-    assert repo.vectors().space == space
-    assert repo.vectors().values.tobytes() == _encoded(repo, 5, seed=2).tobytes()
-
-
-# ── generations ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _rollback(repo: SmallRepo) -> None:
-    store = repo.store
-    Cutovers(repo.workspace, online_store_of(store), store.config, store.registry).rollback("main")
-
-
-def test_a_new_encoder_waits_for_all_of_its_views(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo, "Hybrid(full_every='30d')")
-    old = repo.vectors().space
-    new = repo.encode_with(tiny_encoder(2))
-    _tick(repo, 5)
-    assert repo.vectors().space == repo.vectors("item_embedding").space == old
-    np.testing.assert_array_equal(repo.vectors().values[_active(repo, 0, 4)], _encoded(repo, 4)[_active(repo, 0, 4)])
-    _tick(repo, 6)  # goes into the live fill and the waiting one
-    _tick(repo, 6, "item_embedding")
-    assert repo.vectors().space == repo.vectors("item_embedding").space == new
-    active = _active(repo, 5, 6)
-    np.testing.assert_array_equal(repo.vectors().values[active], _encoded(repo, 6, seed=2)[active])
-    np.testing.assert_array_equal(repo.vectors().values[~active], _encoded(repo, 5, seed=2)[~active])
-
-
-def test_the_retained_generation_goes_on_receiving_ticks_and_a_rollback_is_fresh(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo)
-    old = repo.vectors().space
-    new = repo.encode_with(tiny_encoder(2))
-    with at(day(5)):
-        repo.materialize(day(5))
-    assert repo.vectors().space == new
-    _tick(repo, 6)
-    active = _active(repo, 5, 6)
-    (retained,) = repo.fills("retained")
-    np.testing.assert_array_equal(repo.rows_of(retained.fill).vectors[active], _encoded(repo, 6)[active])
-    with at(day(6)):
-        _rollback(repo)
-    assert repo.vectors().space == repo.vectors("item_embedding").space == old
-    np.testing.assert_array_equal(repo.vectors().values[active], _encoded(repo, 6)[active])
-    _tick(repo, 7)
-    active = _active(repo, 6, 7)
-    np.testing.assert_array_equal(repo.vectors().values[active], _encoded(repo, 7)[active])
-    with at(day(7)):
-        _rollback(repo)
-    assert repo.vectors().space == new
-    np.testing.assert_array_equal(repo.vectors().values[active], _encoded(repo, 7, seed=2)[active])
-
-
-@pytest.mark.parametrize("step", ["cutover-recorded", "cutover-switched", "cutover-logged"])
-def test_a_rollback_first_finishes_the_cutover_that_a_stopped_job_left(make_repo: MakeRepo, step: str) -> None:
-    repo = _started(make_repo)
-    old, new = repo.vectors().space, repo.encode_with(tiny_encoder(2))
-    with at(day(5)), stopping_at(step), pytest.raises(StoppedError):
-        repo.materialize(day(5))
-    with at(day(5)):
-        _rollback(repo)
-    assert repo.vectors().space == repo.vectors("item_embedding").space == old
-    with at(day(6)):
-        repo.run(day(6))
-    assert repo.vectors().space == old
-    assert repo.vectors().generation == repo.workspace.ledger.live_generation("main").generation
-    assert [fill.space for fill in repo.fills("live")] == [old]
-    assert [fill.space for fill in repo.fills("retained")] == [new]
-
-
-def test_two_views_that_are_ready_at_once_cut_over_once(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo)
-    repo.encode_with(tiny_encoder(2))
-    with at(day(5)):
-        repo.run(day(5), refresh=True)
-        with stopping_at("written"), pytest.raises(StoppedError):
-            repo.run(day(5), "item_embedding", refresh=True)
-        jobs = [threading.Thread(target=repo.run, args=(day(5), view)) for view in VIEWS]
-        for job in jobs:
-            job.start()
-        for job in jobs:
-            job.join()
-    generations = repo.workspace.ledger.generations("main")
-    assert [generation.cutover_us is not None for generation in generations] == [True, True]
-    assert repo.vectors().generation == 2
-
-
-def test_a_retired_fill_leaves_nothing_in_redis(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo)
-    first = repo.fills("live")[0].fill
-    with at(day(5)):
-        repo.run(day(5), refresh=True)
-        repo.run(day(5), refresh=True)
-    assert [fill.state for fill in repo.fills()] == ["removed", "retained", "live"]
-    assert not repo.rows_of(first).found.any()
-
-
-def test_a_tick_taken_up_leaves_out_a_fill_that_was_retired_meanwhile(make_repo: MakeRepo) -> None:
-    repo = _started(make_repo)
-    with at(day(5)):
-        repo.run(day(5), refresh=True)
-    (retained,) = repo.fills("retained")
-    with at(day(6)), stopping_at("recorded"), pytest.raises(StoppedError):
-        repo.run(day(6))
-    with at(day(6)):
-        repo.run(day(6), "item_embedding", refresh=True)  # its cutover retires the generation before
-        assert repo.workspace.ledger.fill(retained.fill).state == "removed"
-        repo.run(day(6))
-    assert not repo.rows_of(retained.fill).found.any()
-    assert repo.last_tick().end_us == day(6)
-    np.testing.assert_array_equal(repo.vectors().values[_active(repo, 5, 6)], _encoded(repo, 6)[_active(repo, 5, 6)])
