@@ -215,8 +215,8 @@ def embed_behaviors(frame: pd.DataFrame) -> pd.DataFrame:
     artifact = frame.attrs.get("artifact")
     if not artifact:
         raise ArtifactError(
-            "embed_behaviors needs frame.attrs['artifact'], the folder of a trained encoder. If `feast materialize` came "
-            "here, write `batch_engine: {type: feast_embeddings.materialize.engine.EmbeddingEngine}` in "
+            "embed_behaviors needs frame.attrs['artifact'], the folder of a trained encoder. If `feast materialize` "
+            "came here, write `batch_engine: {type: feast_embeddings.materialize.engine.EmbeddingEngine}` in "
             "feature_store.yaml: another engine ran an embedding view."
         )
 
