@@ -88,7 +88,7 @@ class Reader:
         ).to_dict()
         asked = pd.DataFrame({"user_id": users, "item_id": items, "bought": bought})
         asked["event_timestamp"] = pd.Timestamp(now, unit="us", tz="UTC")
-        self.answers.append((asked, _rows(response[USER], response[ITEM], self.dim)))
+        self.answers.append((asked, rows_of(response[USER], response[ITEM], self.dim)))
         self.budget -= rows
 
     def result(self) -> tuple[pd.DataFrame, Rows]:
@@ -120,12 +120,13 @@ def historical(store: FeatureStore, asked: pd.DataFrame, dim: int) -> Rows:
     """The same rows by ``get_historical_features``."""
     frame = asked[["user_id", "item_id", "event_timestamp"]]
     table = store.get_historical_features(frame, FEATURES, full_feature_names=True).to_arrow()
-    return _rows(table[USER], table[ITEM], dim)
+    return rows_of(table[USER], table[ITEM], dim)
 
 
-def _rows(
+def rows_of(
     users: list[list[float] | None] | pa.ChunkedArray, items: list[list[float] | None] | pa.ChunkedArray, dim: int
 ) -> Rows:
+    """Rows of user and item vectors as either side returns them: lists of ``dim`` numbers, or nothing."""
     (user_vectors, found), (item_vectors, _) = _matrix(users, dim), _matrix(items, dim)
     return Rows(user_vectors, item_vectors, found)
 

@@ -34,7 +34,7 @@ POLICIES = {
     "Hybrid": 'Hybrid(every="1d", half_life="7d", full_every="28d")',
 }
 ROWS = 10_000
-_SAMPLE = 500
+SAMPLE = 500
 
 
 def training_config(seed: int) -> TrainingConfig:
@@ -149,7 +149,7 @@ def _summarize(
     seed: int,
     started: float,
 ) -> None:
-    sample = np.sort(np.random.default_rng(seed).choice(len(future.entities), _SAMPLE, replace=False))
+    sample = np.sort(np.random.default_rng(seed).choice(len(future.entities), SAMPLE, replace=False))
     ahead = WeekAhead(future, catalogue, sample, sorted(replays[0].weekly))
     lines = [_line(replay, ahead) for replay in replays]
     lines.append(Line("popular, 7 days", "what all households bought most in the last 7 days", ahead.popular()))
