@@ -78,10 +78,7 @@ class Manifest:
         try:
             body = json.loads(text)
             fills = {view: _from_dict(ref) for view, ref in body["fills"].items()}
-            retained = {
-                view: tuple(_from_dict(ref) for ref in refs)
-                for view, refs in body.get("retained", {}).items()
-            }
+            retained = {view: tuple(_from_dict(ref) for ref in refs) for view, refs in body.get("retained", {}).items()}
             return cls(encoder, int(body["generation"]), fills, retained)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OnlineStoreError(

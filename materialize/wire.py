@@ -34,9 +34,7 @@ def encode_vectors(matrix: Float32s) -> list[bytes]:
     return rows_as_bytes(np.concatenate([np.broadcast_to(header, (n, len(header))), floats], axis=1))
 
 
-def decode_vectors(
-    values: Sequence[bytes | None], dim: int, view: str
-) -> tuple[Float32s, npt.NDArray[np.bool_]]:
+def decode_vectors(values: Sequence[bytes | None], dim: int, view: str) -> tuple[Float32s, npt.NDArray[np.bool_]]:
     """Serialized float lists → float32 [n, dim] and found bool [n]; rows without a value are zero.
 
     Args:

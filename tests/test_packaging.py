@@ -47,9 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[PurePosixPath]:
 
 def expected_files() -> set[PurePosixPath]:
     """Every file of the four folders, as the wheel names it: code, py.typed, Lua, yaml, .feastignore."""
-    files = (
-        path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()
-    )
+    files = (path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file())
     return {PurePosixPath(NAMESPACE, path.as_posix()) for path in files if not MADE_BY_RUNS & set(path.parts)}
 
 

@@ -23,9 +23,7 @@ LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
 
 SOURCES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
-CHECKED = SOURCES + sorted(
-    path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
-)
+CHECKED = SOURCES + sorted(path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 
 
 def short(path: Path) -> str:
@@ -61,11 +59,7 @@ def broken_rules(source: str, folder: str) -> list[str]:
             called = (node.value.id, node.attr)
             found += [f"uses {'.'.join(called)}"] if called in UNSAFE_CALLS else []
         elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
-            found += (
-                []
-                if isinstance(node.value, ast.Constant) and node.value.value is False
-                else ["allows pickle"]
-            )
+            found += [] if isinstance(node.value, ast.Constant) and node.value.value is False else ["allows pickle"]
     return found
 
 
@@ -115,8 +109,6 @@ def test_models_load_neither_feast_nor_redis() -> None:
 def test_files_and_functions_stay_short(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= LONGEST_FILE
-    functions = (
-        node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    )
+    functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
     lengths = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions}
     assert {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION} == {}
