@@ -74,7 +74,9 @@ class Runner:
         self._check_end(end_us)
         with self._ticks() as ticks:
             resumed = self._take_up(ticks)
-            if resumed is None or not self._is_refresh(resumed, end_us):
+            if self.spec.tower == "item" and self._serves_declared():
+                self.outcome.notices.append("its items are live in the declared space already: 0 rows written")
+            elif resumed is None or not self._is_refresh(resumed, end_us):
                 watermark = self._watermark()
                 if watermark is not None and end_us < watermark:
                     raise TickError(
@@ -113,7 +115,7 @@ class Runner:
     def _due(self, end_us: int) -> list[Due]:
         declared, served = self.workspace.declared_space(self.spec), self._newest_fill()
         watermark = self._watermark()
-        new_space = served is not None and served.space != declared
+        new_space = served is not None and served.space != declared and not self._rolled_back_from(declared)
         if self.spec.tower == "item":
             fresh = served is not None and not new_space
             return [] if fresh else [Due("full", watermark, max(end_us, watermark or end_us))]
@@ -130,6 +132,23 @@ class Runner:
             end_us=end_us,
             new_space=new_space,
         )
+
+    def _serves_declared(self) -> bool:
+        """Whether the view is live in the declared space, and Redis holds that generation."""
+        live = self.ledger.fills(view=self.spec.view, states=("live",))
+        declared = self.workspace.declared_space(self.spec)
+        return bool(live) and live[-1].space == declared and not self._lost()
+
+    def _rolled_back_from(self, space: str) -> bool:
+        """Whether the last cutover was a rollback away from ``space``: no policy may undo it."""
+        live = self.ledger.live_generation(self.spec.encoder)
+        retained = self.ledger.fills(view=self.spec.view, states=("retained",))
+        if live is None or not live.rollback or all(fill.space != space for fill in retained):
+            return False
+        self.outcome.notices.append(
+            f"the declared space {space} was rolled back from: run `feast materialize` to go forward to it again"
+        )
+        return True
 
     def _watermark(self) -> int | None:
         last = self.ledger.last_tick(self.spec.view)

@@ -10,6 +10,7 @@ from repo_fixture import VIEWS, MakeRepo, SmallRepo, StoppedError, at, day, rows
 from ticks_fixture import active_in, encoded_by_hand, started, tick_at
 
 from feast_embeddings.materialize.cutover import Cutovers
+from feast_embeddings.materialize.keys import manifest_key
 from feast_embeddings.materialize.stores import online_store_of
 
 # ── taken up, or recorded anew ───────────────────────────────────────────────────────────────────────────────
@@ -102,6 +103,35 @@ def test_the_retained_generation_goes_on_receiving_ticks_and_a_rollback_is_fresh
     np.testing.assert_array_equal(repo.vectors().values[active], encoded_by_hand(repo, 7, seed=2)[active])
 
 
+def test_no_policy_undoes_a_rollback_to_another_space(make_repo: MakeRepo) -> None:
+    repo = started(make_repo)
+    old = repo.vectors().space
+    new = repo.encode_with(tiny_encoder(2))
+    with at(day(5)):
+        repo.materialize(day(5))
+        _rollback(repo)
+    with at(day(6)):
+        outcome = repo.run(day(6))
+        repo.run(day(6), "item_embedding")
+    assert repo.vectors().space == repo.vectors("item_embedding").space == old
+    assert any(new in notice and "feast materialize" in notice for notice in outcome.notices)
+    with at(day(7)):
+        repo.materialize(day(7))
+    assert repo.vectors().space == repo.vectors("item_embedding").space == new
+
+
+def test_a_refresh_leaves_items_that_are_live_in_their_space_so_that_a_rollback_finds_the_users(
+    make_repo: MakeRepo,
+) -> None:
+    repo = started(make_repo)
+    before = repo.vectors().values
+    with at(day(5)):
+        assert repo.run(day(5), "item_embedding", refresh=True).units == 0
+        repo.materialize(day(5))
+        _rollback(repo)
+    np.testing.assert_array_equal(repo.vectors().values, before)
+
+
 @pytest.mark.parametrize("step", ["cutover-recorded", "cutover-switched", "cutover-logged"])
 def test_a_rollback_first_finishes_the_cutover_that_a_stopped_job_left(make_repo: MakeRepo, step: str) -> None:
     repo = started(make_repo)
@@ -153,6 +183,8 @@ def test_a_tick_taken_up_leaves_out_a_fill_that_was_retired_meanwhile(make_repo:
     (retained,) = repo.fills("retained")
     with at(day(6)), stopping_at("recorded"), pytest.raises(StoppedError):
         repo.run(day(6))
+    with repo.redis() as client:
+        client.delete(manifest_key(repo.store.project, "main"))
     with at(day(6)):
         repo.run(day(6), "item_embedding", refresh=True)  # its cutover retires the generation before
         assert repo.workspace.ledger.fill(retained.fill).state == "removed"
