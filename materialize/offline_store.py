@@ -6,6 +6,7 @@ process stands, and its rows come back in the order of ``entity_df``.
 
 from __future__ import annotations
 
+import atexit
 import copy
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -45,6 +46,15 @@ from feast_embeddings.transformations import activity_spec_of
 from feast_embeddings.transformations.tags import EMBEDDING, KIND, PREFIX
 
 _Columns = Mapping[str, pa.ChunkedArray]
+
+
+@atexit.register
+def _close_duckdb() -> None:
+    """Close the DuckDB that ibis keeps: left open beside torch, it reports its own objects as leaks at exit."""
+    backend = ibis.options.default_backend
+    if backend is not None:
+        ibis.options.default_backend = None
+        backend.disconnect()
 
 
 class EmbeddingOfflineStoreConfig(DuckDBOfflineStoreConfig):
