@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.ledger import Tick
+from feast_embeddings.materialize.ledger_records import Tick
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.batch import Ids, Int64s

@@ -16,7 +16,7 @@ from feast_embeddings.materialize import online_writes as online
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.embedding_log import LogStamp
 from feast_embeddings.materialize.leases import Lease, held
-from feast_embeddings.materialize.ledger import Fill, Generation
+from feast_embeddings.materialize.ledger_records import Fill, Generation
 from feast_embeddings.materialize.manifest import FillRef, Manifest
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.steps import reached

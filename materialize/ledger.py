@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,82 +16,9 @@ from sqlalchemy.engine import Connection, Engine, RowMapping
 
 from feast_embeddings.materialize import ledger_schema as schema
 from feast_embeddings.materialize.clock import now_us
+from feast_embeddings.materialize.ledger_records import Fill, Generation, Serving, Tick
 from feast_embeddings.materialize.ledger_schema import fills, generations, spaces, tick_counts, ticks
 from feast_embeddings.models.errors import LedgerError, SpaceError
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A numbered unit of work. Its membership never changes once recorded.
-
-    Attributes:
-        view: The embedding view.
-        number: Counts up per view.
-        kind: ``"incremental"`` or ``"full"``.
-        state: ``"recorded"``, ``"written"``, ``"published"`` or ``"abandoned"``.
-        start_us, end_us: Members have event time in [start, end); no start: all before the end.
-        created_from_us, created_until_us: Where the source has a created time: members were created before
-            the second, and late ones (event time before the start) at or after the first.
-        fills: The fills that it writes.
-        members, digest: Count and digest of its accepted behaviors, once read.
-        kept: Behaviors that it keeps of each history: the longest context among the encoders then in use.
-        window_start_us, published_us: The publish window; within it, either vector may be read.
-        rows: Rows of vectors that it holds.
-        encoded: Histories or items that were encoded for it.
-    """
-
-    view: str
-    number: int
-    kind: str
-    state: str
-    start_us: int | None
-    end_us: int
-    created_from_us: int | None
-    created_until_us: int
-    fills: tuple[str, ...]
-    members: int | None
-    digest: str | None
-    kept: int | None
-    window_start_us: int | None
-    published_us: int | None
-    rows: int
-    encoded: int
-
-
-@dataclass(frozen=True)
-class Fill:
-    """All vectors of one view in one space, as the online store holds them."""
-
-    fill: str
-    view: str
-    encoder: str
-    space: str
-    state: str
-    tick: int
-    rows: int
-    made_us: int
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A manifest {view → fill} of an encoder; ``cutover_us`` is None while the switch is still to be done."""
-
-    encoder: str
-    generation: int
-    fills: Mapping[str, str]
-    rollback: bool
-    window_start_us: int | None
-    cutover_us: int | None
-
-
-@dataclass(frozen=True)
-class Serving:
-    """From ``from_us`` on, reads of ``space`` in a view returned rows of ``fill``."""
-
-    from_us: int
-    window_start_us: int
-    fill: str
-    space: str
 
 
 class Ledger:

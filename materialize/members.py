@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from feast import FeatureView
 
-from feast_embeddings.materialize.ledger import Tick
+from feast_embeddings.materialize.ledger_records import Tick
 from feast_embeddings.materialize.views import source_of
 from feast_embeddings.transformations import (
     BehaviorContract,

@@ -13,7 +13,7 @@ from feast_embeddings.materialize import online_writes as online
 from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.cutover import Cutovers
 from feast_embeddings.materialize.leases import held
-from feast_embeddings.materialize.ledger import Fill, Tick
+from feast_embeddings.materialize.ledger_records import Fill, Tick
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.policy import Due, Incremental, due

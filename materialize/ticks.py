@@ -13,7 +13,7 @@ from feast_embeddings.materialize import online_writes as online
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.embedding_log import LogStamp
 from feast_embeddings.materialize.leases import Lease
-from feast_embeddings.materialize.ledger import Fill, Tick
+from feast_embeddings.materialize.ledger_records import Fill, Tick
 from feast_embeddings.materialize.members import BehaviorLog, counts_of, digest
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.policy import Hybrid, Incremental, blend

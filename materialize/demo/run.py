@@ -38,11 +38,12 @@ SAMPLE = 500
 
 
 def training_config(seed: int) -> TrainingConfig:
-    """A short training: a minute on two cores, on products that were bought at least ten times."""
+    """A short training, two minutes at most, on products that were bought at least ten times."""
     return TrainingConfig(
         encoder=SequenceConfig(context=50),
         seed=seed,
         max_epochs=4,
+        max_minutes=2.0,
         min_item_count=10,
         full_softmax_items=2_000,
         negatives=1_024,

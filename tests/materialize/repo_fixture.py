@@ -19,7 +19,7 @@ from feast import Entity, FeatureService, FeatureStore, FeatureView
 
 from feast_embeddings.materialize import online_writes
 from feast_embeddings.materialize.clock import SimulatedClock, simulated
-from feast_embeddings.materialize.ledger import Fill, Tick
+from feast_embeddings.materialize.ledger_records import Fill, Tick
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.online_reads import Vectors, read_vectors
 from feast_embeddings.materialize.runner import Outcome, Runner

@@ -14,7 +14,7 @@ from feast.types import Float64
 
 from feast_embeddings.materialize.clock import simulated
 from feast_embeddings.materialize.embedding_log import LogStamp
-from feast_embeddings.materialize.ledger import Tick
+from feast_embeddings.materialize.ledger_records import Tick
 from feast_embeddings.materialize.policy import Incremental
 from feast_embeddings.materialize.views import embedding_view, history_view, spec_of
 from feast_embeddings.materialize.workspace import Workspace

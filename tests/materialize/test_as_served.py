@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from feast_embeddings.materialize.as_served import served_space, served_vectors
 from feast_embeddings.materialize.embedding_log import EmbeddingLog, LogStamp
-from feast_embeddings.materialize.ledger import Fill, Ledger
+from feast_embeddings.materialize.ledger import Ledger
+from feast_embeddings.materialize.ledger_records import Fill
 from feast_embeddings.materialize.policy import Incremental
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.models.errors import LedgerError, SpaceError

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from feast_embeddings.materialize.clock import simulated
-from feast_embeddings.materialize.ledger import Generation, Ledger, Tick
+from feast_embeddings.materialize.ledger import Ledger
+from feast_embeddings.materialize.ledger_records import Generation, Tick
 from feast_embeddings.materialize.ledger_schema import SCHEMA_VERSION
 from feast_embeddings.models.errors import LedgerError, SpaceError
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from repo_fixture import DAY, HOUR, T0, rows
 
-from feast_embeddings.materialize.ledger import Tick
+from feast_embeddings.materialize.ledger_records import Tick
 from feast_embeddings.materialize.members import BehaviorLog, counts_of, digest
 from feast_embeddings.transformations import BehaviorContract, BehaviorType, CleaningRules
 
