@@ -48,6 +48,16 @@ def manifest_key(project: str, encoder: str) -> str:
     return f"feast-embeddings:{project}:manifest:{encoder}"
 
 
+def changes_key(project: str, name: str) -> bytes:
+    """Key of the hash in which the changes of the fill stored under ``name`` (``<view>@<fill>``) are recorded."""
+    return f"feast-embeddings:{project}:changes:{name}".encode()
+
+
+def changes_pattern(project: str, view: str) -> bytes:
+    """Glob for ``SCAN`` that matches the :func:`changes_key` of every fill of a view, and nothing else."""
+    return _GLOB.sub(rb"\\\1", changes_key(project, qualified(view, ""))) + b"*"
+
+
 def entity_ids(ids: Ids | Sequence[int] | Sequence[str]) -> Ids:
     """``ids`` as the package keeps them: int64 [n], or Python strings in an object array [n].
 
@@ -83,6 +93,16 @@ def entity_keys(project: str, join_key: str, ids: Ids) -> list[bytes]:
     head = np.frombuffer(prefix + struct.pack("<II", ValueType.INT64, 8), np.uint8)
     values = ids.astype("<i8").view(np.uint8).reshape(len(ids), 8)
     return rows_as_bytes(_between(head, values, np.frombuffer(suffix, np.uint8)))
+
+
+def ids_of(entity_keys: Sequence[bytes], join_key: str) -> Ids:
+    """The inverse of :func:`entity_keys`: int64 [n], or an object array [n] of strings; all of one type."""
+    start = len(serialize_entity_key_prefix([join_key])) + 8  # the type and the length come first
+    if not entity_keys or entity_keys[0][start - 8 : start - 4] == struct.pack("<I", ValueType.INT64):
+        raw = b"".join(key[start : start + 8] for key in entity_keys)
+        return np.frombuffer(raw, "<i8").astype(np.int64)
+    ends = (start + struct.unpack_from("<I", key, start - 4)[0] for key in entity_keys)
+    return np.array([key[start:end].decode() for key, end in zip(entity_keys, ends, strict=True)], dtype=object)
 
 
 def _between(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.models.batch import Float32s, Ids, Int64s
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations import tags
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,12 @@ class Vectors:
     space: str
     generation: int
 
+    def torch(self) -> Tensor:
+        """The values as a tensor on the CPU, float32 [n, dim], which shares their memory."""
+        import torch
+
+        return torch.from_numpy(self.values)
+
 
 def read_vectors(store: FeatureStore, feature: str, ids: Ids | Sequence[int] | Sequence[str]) -> Vectors:
     """Reads the vectors of entities in one round trip, without a Python object per number.
@@ -49,7 +59,7 @@ def read_vectors(store: FeatureStore, feature: str, ids: Ids | Sequence[int] | S
         SpaceError: The pinned space is not served.
         OnlineStoreError: Redis cannot be reached, or the online store is another one.
     """
-    view, name = _find(store, feature)
+    view, name = find(store, feature)
     online = online_store_of(store)
     config, entities = store.config, keys.entity_ids(ids)
     read_keys = keys.entity_keys(config.project, view.join_keys[0], entities)
@@ -82,7 +92,8 @@ def _declared_dim(view: FeatureView) -> int:
     return int(view.tags.get(tags.DIM, 0))
 
 
-def _find(store: FeatureStore, feature: str) -> tuple[FeatureView, str]:
+def find(store: FeatureStore, feature: str) -> tuple[FeatureView, str]:
+    """The embedding view, pinned where ``feature`` is, and the feature's name; raises as :func:`read_vectors`."""
     pinned_name, _, name = feature.rpartition(":")
     view_name, _, space = pinned_name.partition("@")
     view = store.registry.get_any_feature_view(view_name, store.project, allow_cache=True)

@@ -26,8 +26,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from feast_embeddings.materialize.addresses import EMBEDDED, Address, address_of, naming
+from feast_embeddings.materialize.changes import forget_all_changes
 from feast_embeddings.materialize.deletion import delete_entities, delete_view
 from feast_embeddings.materialize.embedded import client_name, embedded_server
+from feast_embeddings.materialize.fill_snapshot import SnapshotCache
 from feast_embeddings.materialize.packed import reads
 from feast_embeddings.materialize.read_plan import ManifestCache, Read, ResponseRead, RowsRead, kind_of
 from feast_embeddings.models.errors import OnlineStoreError
@@ -56,6 +58,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
 
     def __init__(self) -> None:
         self.manifests = ManifestCache()
+        self.snapshots = SnapshotCache()
         self._config: RepoConfig | None = None
         self._address: Address | None = None
         self._process = os.getpid()
@@ -239,6 +242,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         """Removes a view's fields, of all its fills, from exactly this project's entities."""
         with self.redis(config) as client:
             delete_view(client, config.project, table, _versioned_fv_name(table, config))
+            forget_all_changes(client, config.project, table.name)
 
     def delete_entity_values(self, config: RepoConfig, join_keys: list[str]) -> None:
         """Removes every entity with these join keys from exactly this project."""
@@ -263,6 +267,8 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         with self.redis(config) as client:
             super().teardown(config, tables, entities)
             self.manifests.delete(client, config.project, tables)
+            for table in tables:
+                forget_all_changes(client, config.project, table.name)
 
 
 def _to_embedded(address: Address, retry: type[Retry] | type[AsyncRetry]) -> dict[str, Any]:

@@ -6,12 +6,9 @@ writing a tick again, in part or in whole, in any order, ends in the same rows: 
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -21,9 +18,11 @@ from feast import RepoConfig
 from redis.crc import key_slot
 
 from feast_embeddings.materialize import keys, wire
+from feast_embeddings.materialize.changes import forget_changes, record_change
 from feast_embeddings.materialize.deletion import delete_fill
 from feast_embeddings.materialize.manifest import Manifest
 from feast_embeddings.materialize.packed import reads
+from feast_embeddings.materialize.scripts import call
 from feast_embeddings.models.batch import Float32s, HistoryBatch, Ids, Int64s
 from feast_embeddings.models.errors import OnlineStoreError
 from feast_embeddings.transformations import tags
@@ -94,12 +93,16 @@ def write_fill(
         OnlineStoreError: Redis cannot be reached, or refused; or ids and vectors are not of one length.
     """
     _same_length(view_name, ids, len(vectors))
-    writer = _Writer(store, config, keys.qualified(view_name, fill), [feature], tick, tick_end_us, event_time_us)
+    name = keys.qualified(view_name, fill)
+    writer = _Writer(store, config, name, [feature], tick, tick_end_us, event_time_us)
     encoded = (
         (keys.entity_keys(config.project, join_key, ids[rows]), [wire.encode_vectors(vectors[rows])])
         for rows in _slices(len(ids), chunk_rows)
     )
-    return writer.write(encoded, on_chunk)
+    written = writer.write(encoded, on_chunk)
+    with store.redis(config) as client:  # also where nothing was written: the job that wrote it may have stopped here
+        record_change(client, config.project, name, ids)
+    return written
 
 
 def write_history(
@@ -210,7 +213,7 @@ def publish_manifest(store: EmbeddingOnlineStore, config: RepoConfig, manifest: 
     """
     key, text = keys.manifest_key(config.project, manifest.encoder), manifest.to_json()
     with store.redis(config) as client:
-        answer = _call(client, "publish_manifest.lua", [key], [text, manifest.generation]).decode()
+        answer = call(client, "publish_manifest.lua", [key], [text, manifest.generation]).decode()
     if answer != "stored":
         raise OnlineStoreError(
             f"Generation {manifest.generation} of encoder {manifest.encoder!r} is not newer than the live one "
@@ -233,8 +236,10 @@ def remove_fill(
     Raises:
         OnlineStoreError: Redis cannot be reached.
     """
+    name = keys.qualified(view_name, fill)
     with store.redis(config) as client:
-        delete_fill(client, config.project, join_key, keys.qualified(view_name, fill), features)
+        delete_fill(client, config.project, join_key, name, features)
+        forget_changes(client, config.project, name)
 
 
 class _Writer:
@@ -265,7 +270,7 @@ class _Writer:
                     picked = [entity_keys[row] for row in rows] if rows else entity_keys
                     values = [[column[row] for row in rows] if rows else column for column in columns]
                     arguments = [*self._constants, *(value for column in values for value in column)]
-                    written += int(_call(client, "guarded_write.lua", picked, arguments))
+                    written += int(call(client, "guarded_write.lua", picked, arguments))
             done += len(entity_keys)
             if on_chunk is not None:
                 on_chunk(done)
@@ -280,20 +285,6 @@ def _by_slot(client: Any, entity_keys: Sequence[bytes]) -> list[list[int]]:
     for row, key in enumerate(entity_keys):
         slots[key_slot(key)].append(row)
     return list(slots.values())
-
-
-@lru_cache
-def _script(name: str) -> tuple[str, str]:
-    text = files("feast_embeddings.materialize").joinpath(name).read_text(encoding="utf-8")
-    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-
-def _call(client: Any, name: str, script_keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
-    text, digest = _script(name)
-    try:
-        return client.evalsha(digest, len(script_keys), *script_keys, *arguments)
-    except redis.exceptions.NoScriptError:
-        return client.eval(text, len(script_keys), *script_keys, *arguments)
 
 
 def _read_columns(
