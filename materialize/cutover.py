@@ -40,11 +40,11 @@ class Cutovers:
 
     def attempt(self, encoder: str, space: str) -> str:
         """Cut over to the newest fills in ``space`` if every view of the encoder has one; says what happened."""
-        with self._alone(encoder):
-            self._finish_pending(encoder)
-            return self._attempt(encoder, space)
+        with self._alone(encoder) as lease:
+            self._finish_pending(encoder, lease)
+            return self._attempt(encoder, space, lease)
 
-    def _attempt(self, encoder: str, space: str) -> str:
+    def _attempt(self, encoder: str, space: str, lease: Lease) -> str:
         specs = self._specs(encoder)
         chosen: dict[str, str] = {}
         for view in specs:
@@ -58,14 +58,14 @@ class Cutovers:
         if live is not None and dict(live.fills) == chosen:
             return f"generation {live.generation} stays live"
         generation = self.ledger.record_generation(encoder, chosen)
-        self._switch(generation, specs)
+        self._switch(generation, specs, lease)
         return f"generation {generation.generation} of encoder {encoder!r} is live, in space {space}"
 
     def resume(self, encoder: str) -> None:
         """Finish a cutover that a stopped job left pending, and remove what it retired."""
-        with self._alone(encoder):
-            self._finish_pending(encoder)
-            self._sweep(encoder)
+        with self._alone(encoder) as lease:
+            self._finish_pending(encoder, lease)
+            self._sweep(encoder, lease)
 
     def rollback(self, encoder: str) -> Generation:
         """Make the retained generation live again; the one that was live is retained.
@@ -74,11 +74,11 @@ class Cutovers:
             SpaceError: No generation is retained.
             LeaseError: Another job has been cutting over for half a minute.
         """
-        with self._alone(encoder):
-            self._finish_pending(encoder)
-            return self._rollback(encoder)
+        with self._alone(encoder) as lease:
+            self._finish_pending(encoder, lease)
+            return self._rollback(encoder, lease)
 
-    def _rollback(self, encoder: str) -> Generation:
+    def _rollback(self, encoder: str, lease: Lease) -> Generation:
         specs = self._specs(encoder)
         retained = {fill.view: fill.fill for fill in self.ledger.fills(encoder=encoder, states=("retained",))}
         live = self.ledger.live_generation(encoder)
@@ -87,23 +87,24 @@ class Cutovers:
                 f"Encoder {encoder!r} has no retained generation to roll back to: run `feast materialize`."
             )
         generation = self.ledger.record_generation(encoder, {**live.fills, **retained}, rollback=True)
-        self._switch(generation, specs)
+        self._switch(generation, specs, lease)
         return self.ledger.generations(encoder)[-1]
 
     def _alone(self, encoder: str) -> AbstractContextManager[Lease]:
         """One cutover at a time: two at once could leave the ledger with the one and Redis with the other."""
         return held(self.ledger, f"cutover of encoder {encoder!r} of project {self.config.project!r}", wait_s=30)
 
-    def _finish_pending(self, encoder: str) -> None:
+    def _finish_pending(self, encoder: str, lease: Lease) -> None:
         """A generation is finished before a later one is made, so that the ledger's last one is what Redis serves."""
         for generation in self.ledger.generations(encoder):
             if generation.cutover_us is None:
-                self._switch(generation, self._specs(encoder))
+                self._switch(generation, self._specs(encoder), lease)
 
-    def _sweep(self, encoder: str) -> None:
+    def _sweep(self, encoder: str, lease: Lease) -> None:
         """Remove the rows of retired fills from Redis."""
         specs = self._specs(encoder)
         for fill in self.ledger.fills(encoder=encoder, states=("retired",)):
+            lease.check()
             if fill.view in specs:
                 key = specs[fill.view].join_key
                 online.remove_fill(
@@ -111,15 +112,17 @@ class Cutovers:
                 )
             self.ledger.update_fill(fill.fill, state="removed")
 
-    def _switch(self, generation: Generation, specs: Mapping[str, EmbeddingSpec]) -> None:
+    def _switch(self, generation: Generation, specs: Mapping[str, EmbeddingSpec], lease: Lease) -> None:
         fills = {fill.fill: fill for fill in self.ledger.fills(encoder=generation.encoder)}
         states = _states(generation, fills)
         reached("cutover-recorded")
+        lease.check()
         manifest = _manifest(generation, fills, states)
         stored = online.read_manifest(self.store, self.config, generation.encoder)
         if stored is None or stored.generation < generation.generation:
             online.publish_manifest(self.store, self.config, manifest)
         reached("cutover-switched")
+        lease.check()
         cutover_us = now_us()
         for name in generation.fills.values():
             if fills[name].state == "ready":
@@ -129,7 +132,7 @@ class Cutovers:
         for name in generation.fills.values():
             self.workspace.log(specs[fills[name].view]).drop_staged(fills[name].tick, [name])
         reached("cutover-done")
-        self._sweep(generation.encoder)
+        self._sweep(generation.encoder, lease)
 
     def _log(self, spec: EmbeddingSpec, fill: Fill, cutover_us: int) -> None:
         tick = self.ledger.tick(spec.view, fill.tick)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from feast_embeddings.materialize.ledger import Ledger
 from feast_embeddings.materialize.ledger_schema import leases
@@ -53,9 +54,13 @@ class Lease:
         now = _real_us()
         if now - self._renewed_us < self.seconds * 1_000_000 / 3:
             return
-        with self.ledger.transaction() as connection:
-            mine = (leases.c.resource == self.resource, leases.c.owner == self.owner)
-            renewed = connection.execute(sa.update(leases).where(*mine).values(expires_us=self._expires(now)))
+        with self.ledger.unguarded() as connection:
+            self.renew(connection)
+
+    def renew(self, connection: Connection) -> None:
+        """Renew the lease inside a transaction, which thereby fails if another worker took it over."""
+        now = _real_us()
+        renewed = connection.execute(sa.update(leases).where(*self._mine()).values(expires_us=self._expires(now)))
         if renewed.rowcount == 0:
             raise LeaseError(
                 f"{self.resource} was taken over by another worker: this one stops and changes nothing more."
@@ -64,9 +69,11 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back, if it is still this worker's."""
-        with self.ledger.transaction() as connection:
-            mine = (leases.c.resource == self.resource, leases.c.owner == self.owner)
-            connection.execute(sa.delete(leases).where(*mine))
+        with self.ledger.unguarded() as connection:
+            connection.execute(sa.delete(leases).where(*self._mine()))
+
+    def _mine(self) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+        return leases.c.resource == self.resource, leases.c.owner == self.owner
 
     def _expires(self, now: int) -> int:
         return now + round(self.seconds * 1_000_000)
@@ -76,6 +83,8 @@ class Lease:
 def held(ledger: Ledger, resource: str, seconds: float = LEASE_S, wait_s: float = 0.0) -> Iterator[Lease]:
     """Hold a lease for the length of a ``with`` block; raises LeaseError where another worker has it.
 
+    Inside the block every write of ``ledger`` fails with LeaseError once another worker took the lease over: a
+    worker that was asleep for longer than its lease cannot undo what the other one did meanwhile.
     With ``wait_s``, it is waited for so many seconds: for what others hold only briefly.
     """
     lease = Lease(ledger, resource, seconds)
@@ -89,7 +98,8 @@ def held(ledger: Ledger, resource: str, seconds: float = LEASE_S, wait_s: float 
                 raise
             time.sleep(_POLL_S)
     try:
-        yield lease
+        with ledger.guarded(lease.renew):
+            yield lease
     finally:
         lease.release()
 

@@ -7,7 +7,7 @@ once its row says so. SQLite by default; any database SQLAlchemy speaks to.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,9 @@ from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.ledger_records import Fill, Generation, Serving, Tick
 from feast_embeddings.materialize.ledger_schema import fills, generations, spaces, tick_counts, ticks
 from feast_embeddings.models.errors import LedgerError, SpaceError
+
+Guard = Callable[[Connection], None]
+"""Runs first in a transaction; what it raises undoes that transaction."""
 
 
 class Ledger:
@@ -33,13 +36,31 @@ class Ledger:
                 f"The ledger's URL names no database that can be opened ({error}). Check batch_engine.ledger in "
                 "feature_store.yaml: an SQLAlchemy URL, whose driver is installed; or leave it out, for SQLite."
             ) from error
+        self._guards: list[Guard] = []
         self._check_schema()
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """One transaction; commits at the end, rolls back on an error. Writers wait for each other."""
+        with self.unguarded() as connection:
+            for guard in self._guards:
+                guard(connection)
+            yield connection
+
+    @contextmanager
+    def unguarded(self) -> Iterator[Connection]:
+        """A transaction that no guard of :meth:`guarded` stops."""
         with self._within(self._engine) as connection:
             yield connection
+
+    @contextmanager
+    def guarded(self, guard: Guard) -> Iterator[None]:
+        """Inside the block, every write of this ledger runs ``guard`` first, in the transaction of that write."""
+        self._guards.append(guard)
+        try:
+            yield
+        finally:
+            self._guards.remove(guard)
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:

@@ -109,6 +109,7 @@ class Ticks:
 
     def _stage(self, tick: Tick) -> None:
         self._encoded = 0
+        self.lease.check()
         if self._source is None:
             self._stage_items(tick)
             return
@@ -205,6 +206,7 @@ class Ticks:
 
     def _write(self, tick: Tick) -> int:
         rows = 0
+        self.lease.check()
         for fill in self._targets(tick):
             staged = self.log.staged(fill, tick.number)
             assert staged is not None, fill  # noqa: S101 - finish() staged it
@@ -260,6 +262,7 @@ class Ticks:
         return self._source.contract.item_dtype if self._source is not None else "int64"
 
     def _publish(self, tick: Tick, rows: int) -> Tick:
+        self.lease.check()
         last = self.ledger.last_tick(self.spec.view)
         # Within a fill the log's times strictly grow, also where a simulated clock stands still.
         event_us = max(now_us(), (last.published_us or 0) + 1 if last else 0)
@@ -274,5 +277,5 @@ class Ticks:
         return tick
 
     def _on_chunk(self, _rows: int) -> None:
-        self.lease.check()
         reached("chunk")
+        self.lease.check()

@@ -92,10 +92,10 @@ def test_a_lease_that_ran_out_is_taken_over_and_its_holder_stops(url: str) -> No
 
 
 def test_a_working_job_keeps_its_lease_past_its_length(url: str) -> None:
-    lease = Lease(Ledger(url), VIEW, seconds=0.2)
+    lease = Lease(Ledger(url), VIEW, seconds=1)
     lease.acquire()
-    for _ in range(6):
-        time.sleep(0.08)
+    for _ in range(3):
+        time.sleep(0.4)
         lease.check()
     with pytest.raises(LeaseError):
         Lease(Ledger(url), VIEW).acquire()
@@ -135,3 +135,26 @@ def test_a_simulated_clock_does_not_move_leases(url: str) -> None:
         lease.check()
         with pytest.raises(LeaseError), held(Ledger(url), VIEW):
             pass
+
+
+def test_a_worker_that_slept_through_its_lease_writes_nothing_more_to_the_ledger(url: str) -> None:
+    # given a worker whose lease ran out, and was taken over
+    slow, quick = Ledger(url), Ledger(url)
+    with held(slow, VIEW, seconds=0.05):
+        tick = slow.record_tick("users", start_us=0, end_us=1, created_from_us=None, targets=["a"])
+        time.sleep(0.06)
+        with held(quick, VIEW):
+            quick.update_tick(tick, state="published", published_us=7)
+
+        # when it goes on, then its write fails, and changes nothing
+        with pytest.raises(LeaseError, match="taken over by another worker"):
+            slow.update_tick(tick, state="published", published_us=9)
+    assert quick.tick("users", 1).published_us == 7
+    slow.update_tick(tick, rows=3)
+
+
+def test_a_lease_that_ran_out_and_that_nobody_took_over_is_renewed_by_a_write(url: str) -> None:
+    ledger = Ledger(url)
+    with held(ledger, VIEW, seconds=0.05):
+        time.sleep(0.06)
+        ledger.record_tick("users", start_us=0, end_us=1, created_from_us=None, targets=["a"])
