@@ -11,7 +11,7 @@ renormalized; entities without behaviors stay as they are.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -124,10 +124,18 @@ def policy_to_json(policy: Policy) -> str:
 def policy_from_json(text: str) -> Policy:
     """Read a policy back; raises DeclarationError where it is not one."""
     try:
-        fields = json.loads(text)
-        return _KINDS[fields.pop("policy")](**fields)
+        given = json.loads(text)
+        return _KINDS[given.pop("policy")](**given)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DeclarationError(f"The policy {text!r} cannot be read ({error}): run `feast apply` again.") from error
+
+
+def describe(policy: Policy) -> str:
+    """The policy as people would write it: what is not at its default."""
+    given = [(field.name, getattr(policy, field.name)) for field in fields(policy)]
+    defaults = {field.name: field.default for field in fields(policy)}
+    shown = [(name, value) for name, value in given if value != defaults[name] or name.endswith("every")]
+    return f"{type(policy).__name__}({', '.join(f'{name}={value}' for name, value in shown)})"
 
 
 def blend(old: Float32s, extracted: Float32s, alphas: Float32s, found: np.ndarray) -> Float32s:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize.clock import iso, now_us
+from feast_embeddings.materialize.policy import describe
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, embedding_specs
 
@@ -23,6 +24,7 @@ def print_status(workspace: Workspace, store: FeatureStore, console: Console | N
     console.print(_encoders(workspace, specs))
     console.print(_fills(workspace, specs))
     console.print(_ticks(workspace, specs))
+    console.print(_behaviors(workspace, specs))
 
 
 def _encoders(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
@@ -38,23 +40,30 @@ def _encoders(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
 
 
 def _fills(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
-    table = Table("view", "fill", "state", "space", "rows", "age", title="Fills", title_justify="left")
+    table = Table("fill", "state", "space", "rows", "age", title="Fills", title_justify="left")
     for spec in specs:
         for fill in workspace.ledger.fills(view=spec.view):
             if fill.state != "removed":
                 age = f"{max(now_us() - fill.made_us, 0) / 3_600_000_000:.1f} h"
-                table.add_row(spec.view, fill.fill, fill.state, fill.space, f"{fill.rows:,}", age)
+                table.add_row(fill.fill, fill.state, fill.space, f"{fill.rows:,}", age)
     return table
 
 
 def _ticks(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
-    table = Table("view", "last tick", "stands at", "read", "applied", "deduplicated", "quarantined", "policy")
-    table.title, table.title_justify = "Ticks", "left"
+    table = Table("view", "policy", "last tick", "stands at", title="Ticks", title_justify="left")
     for spec in specs:
         last = workspace.ledger.last_tick(spec.view)
-        counts = workspace.ledger.counts(spec.view)
-        quarantined = sum(number for what, number in counts.items() if what.startswith("quarantined"))
-        numbers = [f"{counts.get(what, 0):,}" for what in ("read", "applied", "deduplicated")]
-        tick = f"{last.number} ({last.kind}, {last.state})" if last else "none"
-        table.add_row(spec.view, tick, iso(last.end_us) if last else "", *numbers, f"{quarantined:,}", str(spec.policy))
+        tick = f"{last.number}, {last.kind}" if last else "none"
+        table.add_row(spec.view, describe(spec.policy), tick, iso(last.end_us)[:-4] if last else "")
+    return table
+
+
+def _behaviors(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
+    table = Table("view", "read", "applied", "deduplicated", "quarantined", title="Behaviors", title_justify="left")
+    for spec in specs:
+        if spec.tower == "user":
+            counts = workspace.ledger.counts(spec.view)
+            quarantined = sum(number for what, number in counts.items() if what.startswith("quarantined"))
+            numbers = [counts.get(what, 0) for what in ("read", "applied", "deduplicated")]
+            table.add_row(spec.view, *(f"{number:,}" for number in (*numbers, quarantined)))
     return table

@@ -14,6 +14,7 @@ from feast_embeddings.materialize.policy import (
     Incremental,
     Policy,
     blend,
+    describe,
     due,
     policy_from_json,
     policy_to_json,
@@ -226,3 +227,15 @@ def test_hybrid_refreshes_for_a_new_space_at_its_last_tick_boundary() -> None:
 
 def test_incremental_does_not_refresh_for_a_new_space() -> None:
     assert [unit.kind for unit in _due(Incremental(), T0, T0 + 2 * DAY, new_space=True)] == ["incremental"] * 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "text"),
+    [
+        (Incremental(), "Incremental(every=1d)"),
+        (Full(every="7d"), "Full(every=7d)"),
+        (Hybrid(half_life="14d", context="new"), "Hybrid(every=1d, half_life=14d, context=new, full_every=7d)"),
+    ],
+)
+def test_a_policy_is_described_without_what_nobody_wrote(policy: Policy, text: str) -> None:
+    assert describe(policy) == text
