@@ -28,7 +28,8 @@ def write_activity(
 ) -> int:
     """Write an activity view as of the task's end, by Feast's own online write; returns the rows."""
     view = task.feature_view
-    log = BehaviorLog.of(registry.get_feature_view(behaviors_name_of(view), task.project), workspace.root)
+    source = registry.get_feature_view(behaviors_name_of(view), task.project)
+    log = BehaviorLog.of(source, workspace.root, workspace.ledger)
     end_us = us_of(task.end_time)
     behaviors = log.until(end_us, now_us())
     ids = behaviors.entities

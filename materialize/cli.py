@@ -1,4 +1,4 @@
-"""The command line: ``feast-embeddings init | demo | train | status | rollback``."""
+"""The command line: ``feast-embeddings init | demo | train | status | rollback | forget | restore``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import us_of
 from feast_embeddings.materialize.cutover import Cutovers
+from feast_embeddings.materialize.erasure import forget, print_receipt
 from feast_embeddings.materialize.scaffold import write_repo
 from feast_embeddings.materialize.status import print_status
 from feast_embeddings.materialize.stores import online_store_of
@@ -100,6 +101,16 @@ def rollback(
     cutovers = Cutovers(Workspace.of(store.config), online_store_of(store), store.config, store.registry)
     generation = cutovers.rollback(encoder)
     typer.echo(f"Generation {generation.generation} of encoder {encoder!r} is live: {dict(generation.fills)}")
+
+
+@app.command("forget")
+def forget_entity(
+    entity: Annotated[str, typer.Option(help="Name of the entity, as declared.")],
+    entity_id: Annotated[str, typer.Option("--id", help="Who is to be erased.")],
+    repo: Repo = Path(),
+) -> None:
+    """Erase one entity from every store and log, for good; prints what was removed where."""
+    print_receipt(forget(_store(repo), entity, entity_id))
 
 
 def _store(repo: Path) -> FeatureStore:

@@ -32,6 +32,7 @@ from feast_embeddings.transformations import (
 )
 from feast_embeddings.transformations.tags import HISTORY_FEATURES
 
+_Part = tuple[Int64s, HistoryBatch, Int64s]
 _BLOCK = 20_000
 _EVERYTHING = 1 << 62
 
@@ -56,18 +57,37 @@ def history_at(
     found = np.flatnonzero(tick >= 0)
     if not len(found):
         return _history_table(log, _nothing(log), np.full(len(ids), -1, np.int64))
-    by_members = bool(log.contract.created_time) or (bool(log.contract.cancellations) and log.rules.cancellations)
-    parts = _by_tick if by_members else _at_once
+    windows = np.array([each.window_start_us or 0 for each in ticks], np.int64)
     batches, rows, start = [_nothing(log)], np.full(len(ids), -1, np.int64), 0
-    for queries, batch, written_us in parts(log, ticks, contexts, ids[found], tick[found]):
+    for queries, batch, wrote in histories_left(log, ticks, contexts, ids[found], tick[found]):
         query = found[queries]
         shown = batch.lengths > 0
         if ttl_us > 0:
-            shown &= times_us[query] - written_us <= ttl_us
+            shown &= times_us[query] - windows[wrote] <= ttl_us
         rows[query[shown]] = start + np.flatnonzero(shown)
         batches.append(batch)
         start += len(batch)
     return _history_table(log, _concat(batches), rows)
+
+
+def histories_left(
+    log: BehaviorLog, ticks: list[Tick], contexts: Mapping[int, int], ids: Ids, tick: Int64s
+) -> Iterator[_Part]:
+    """The histories that ticks had left when a tick was done: each as the last tick that had the entity wrote it.
+
+    Args:
+        log: The behaviors.
+        ticks: Ticks of the embedding view that keeps these histories, by number.
+        contexts: Tick number → behaviors that it kept of each history.
+        ids: Entities [n].
+        tick: int64 [n], index of the tick asked for.
+
+    Yields:
+        Positions int64 [m] in ``ids``, their m histories, and the index int64 [m] of the tick that wrote each.
+    """
+    by_members = bool(log.contract.created_time) or (bool(log.contract.cancellations) and log.rules.cancellations)
+    kept = np.array([contexts[each.number] for each in ticks], np.int64)
+    yield from (_by_tick if by_members else _at_once)(log, ticks, kept, ids, tick)
 
 
 def activity_at(log: BehaviorLog, spec: ActivitySpec, ids: Ids, times_us: Int64s) -> pa.Table:
@@ -119,9 +139,6 @@ def _blocks(rows: Int64s) -> Iterator[Int64s]:
 
 # ── histories ────────────────────────────────────────────────────────────────────────────────────────────────
 
-_Part = tuple[Int64s, HistoryBatch, Int64s]
-"""Queries, their histories, and when each was written online (microseconds)."""
-
 
 def _tick_at(ticks: list[Tick], times_us: Int64s) -> Int64s:
     """Index int64 [n] of the newest tick published at or before each time; -1 before the first one."""
@@ -131,33 +148,27 @@ def _tick_at(ticks: list[Tick], times_us: Int64s) -> Int64s:
     return np.asarray(newest[np.searchsorted(published[order], times_us, side="right") - 1], np.int64)
 
 
-def _at_once(
-    log: BehaviorLog, ticks: list[Tick], contexts: Mapping[int, int], ids: Ids, tick: Int64s
-) -> Iterator[_Part]:
+def _at_once(log: BehaviorLog, ticks: list[Tick], kept: Int64s, ids: Ids, tick: Int64s) -> Iterator[_Part]:
     """All ticks from one reading: right where no behavior comes late and none is taken back."""
     ends = np.array([each.end_us for each in ticks], np.int64)
     histories = Histories(_until(log, ids, int(ends[tick.max()]), log.rules))
-    lengths = np.array([contexts[each.number] for each in ticks], np.int64)[tick]
-    windows = np.array([each.window_start_us or 0 for each in ticks], np.int64)
+    last = histories.as_of(ids, ends[tick], 1)
+    last_us = np.append(last.times, 0)[np.where(last.lengths > 0, last.offsets[:-1], -1)]
     fulls = np.array([index if each.kind == "full" else 0 for index, each in enumerate(ticks)], np.int64)
-    refreshed = np.maximum.accumulate(fulls)
-    for length in np.unique(lengths):
-        queries = np.flatnonzero(lengths == length)
-        batch = histories.as_of(ids[queries], ends[tick[queries]], int(length))
-        last_us = np.append(batch.times, 0)[np.where(batch.lengths > 0, batch.offsets[1:] - 1, -1)]
-        # the tick that brought the last behavior wrote the history, or the refresh after it did
-        brought = np.minimum(np.searchsorted(ends, last_us, side="right"), tick[queries])
-        yield queries, batch, windows[np.maximum(brought, refreshed[tick[queries]])]
+    refreshed = np.maximum.accumulate(fulls)[tick]
+    # the tick that brought the last behavior wrote the history, or the refresh after it did
+    wrote = np.maximum(np.minimum(np.searchsorted(ends, last_us, side="right"), tick), refreshed)
+    for length in np.unique(kept[wrote]):
+        queries = np.flatnonzero(kept[wrote] == length)
+        yield queries, histories.as_of(ids[queries], ends[tick[queries]], int(length)), wrote[queries]
 
 
-def _by_tick(
-    log: BehaviorLog, ticks: list[Tick], contexts: Mapping[int, int], ids: Ids, tick: Int64s
-) -> Iterator[_Part]:
+def _by_tick(log: BehaviorLog, ticks: list[Tick], kept: Int64s, ids: Ids, tick: Int64s) -> Iterator[_Part]:
     """Tick after tick, from each one's own members, as the ticks did: a refresh starts anew."""
     wanted = np.unique(tick)
     fulls = [index for index in range(int(wanted[0]) + 1) if ticks[index].kind == "full"]
     entities, owner = np.unique(ids, return_inverse=True)
-    written_us = np.zeros(len(entities), np.int64)
+    wrote = np.zeros(len(entities), np.int64)
     behaviors = Behaviors.empty(log.contract)
     for index in range(fulls[-1] if fulls else 0, int(wanted[-1]) + 1):
         each = ticks[index]
@@ -167,11 +178,12 @@ def _by_tick(
         else:
             found = _of(log.members(each).behaviors, entities)
             behaviors = Behaviors.concat([behaviors, found]) if len(found) else behaviors
-        written_us[np.isin(entities, found.entities)] = each.window_start_us or 0
-        queries = np.flatnonzero(tick == index)
-        if len(queries):
-            batch = Histories(behaviors).as_of(ids[queries], each.end_us, contexts[each.number])
-            yield queries, batch, written_us[owner[queries]]
+        wrote[np.isin(entities, found.entities)] = index
+        asked = np.flatnonzero(tick == index)
+        lengths = kept[wrote[owner[asked]]]
+        for length in np.unique(lengths):
+            queries = asked[lengths == length]
+            yield queries, Histories(behaviors).as_of(ids[queries], each.end_us, int(length)), wrote[owner[queries]]
 
 
 def _of(behaviors: Behaviors, entities: npt.NDArray[Any]) -> Behaviors:
@@ -184,7 +196,7 @@ def _until(log: BehaviorLog, ids: Ids, until_us: int, rules: CleaningRules) -> B
     """The behaviors of ``ids`` before a time, by ``rules``."""
     entities = cast(Ids, np.unique(ids))
     raw = read_behaviors(log.path, log.contract, event_until_us=until_us, entities=entities, undated=False)
-    return prepare(raw, log.contract, rules, max(until_us, now_us())).behaviors
+    return prepare(log.living(raw), log.contract, rules, max(until_us, now_us())).behaviors
 
 
 def _nothing(log: BehaviorLog) -> HistoryBatch:

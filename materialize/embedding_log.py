@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feast_embeddings.models import HistoryBatch
@@ -153,6 +154,47 @@ class EmbeddingLog:
         found = [*self.folder.glob("live/*.parquet"), *self.folder.glob("retained/*.parquet")]
         return sorted(found, key=lambda path: path.name)
 
+    # ── erasure ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def erase(self, entity_id: int | str, on_file: Callable[[], None]) -> tuple[int, int]:
+        """Remove every row of an entity, file by file, each replaced whole; the caller keeps all writers out.
+
+        Args:
+            entity_id: The entity.
+            on_file: Called before each file; what it raises stops the removal, which can be run again.
+
+        Returns:
+            How many rows were removed from the log, replayed ones included, and how many from staged files.
+        """
+        for leftover in (path for path in self.folder.rglob(".*") if path.is_file()):
+            leftover.unlink()  # of a writer that was killed; it may hold the entity
+        logged = staged = 0
+        for path in sorted(self.folder.rglob("*.parquet")):
+            on_file()
+            logged += self._erase_logged(path, pa.scalar(entity_id, self._id_type))
+        for path in sorted(self.folder.rglob("*.arrow")):
+            on_file()
+            staged += self._erase_staged(path, pa.scalar(entity_id, self._id_type))
+        return logged, staged
+
+    def _erase_logged(self, path: Path, entity_id: pa.Scalar) -> int:
+        keys = pq.read_table(path, columns=[self.join_key], partitioning=None)
+        kept = pc.not_equal(keys[self.join_key], entity_id)
+        gone = len(kept) - (pc.sum(kept).as_py() or 0)
+        if gone:
+            table = pq.read_table(path, partitioning=None).filter(kept)
+            _replace(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+        return int(gone)
+
+    def _erase_staged(self, path: Path, entity_id: pa.Scalar) -> int:
+        table = _read_ipc(path)
+        if table is None:
+            return 0
+        left = table.filter(pc.not_equal(table["id"], entity_id))
+        if left.num_rows < table.num_rows:
+            _replace(path, lambda temporary: _write_ipc(left, temporary))
+        return int(table.num_rows - left.num_rows)
+
     def _stamped(self, ids: Ids, vectors: Float32s, stamp: LogStamp) -> pa.Table:
         rows = len(ids)
         constants = (
@@ -198,8 +240,7 @@ def _lists(vectors: Float32s) -> pa.ListArray:
 def _create(path: Path, table: pa.Table) -> None:
     """Write a whole file under a name that must be new; one that exists is left as it is."""
     with _temporary(path) as temporary:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+        _write_ipc(table, temporary)
         _sync(temporary)
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
@@ -225,6 +266,11 @@ def _temporary(path: Path) -> Iterator[Path]:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _write_ipc(table: pa.Table, path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
 
 
 def _read_ipc(path: Path) -> pa.Table | None:

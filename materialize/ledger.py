@@ -63,7 +63,7 @@ class Ledger:
             self._guards.remove(guard)
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
+    def reading(self) -> Iterator[Connection]:
         """One transaction that only reads, and waits for no writer."""
         with self._within(self._engine.execution_options(reads=True)) as connection:
             yield connection
@@ -157,7 +157,7 @@ class Ledger:
         query = sa.select(tick_counts.c.what, sa.func.sum(tick_counts.c.behaviors)).where(tick_counts.c.view == view)
         if number is not None:
             query = query.where(tick_counts.c.tick == number)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return {what: int(count) for what, count in connection.execute(query.group_by(tick_counts.c.what))}
 
     def update_tick(self, tick: Tick, **values: Any) -> Tick:
@@ -206,7 +206,7 @@ class Ledger:
         query = sa.select(fills).where(*(column == value for column, value in wanted if value is not None))
         if states is not None:
             query = query.where(fills.c.state.in_(states))
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(query.order_by(fills.c.made_us, fills.c.tick)).mappings().all()
         return [Fill(**row) for row in rows]
 
@@ -237,7 +237,7 @@ class Ledger:
     def generations(self, encoder: str) -> list[Generation]:
         """Generations of an encoder, oldest first."""
         query = sa.select(generations).where(generations.c.encoder == encoder).order_by(generations.c.generation)
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(query).mappings().all()
         return [Generation(**{**row, "fills": json.loads(row["fills"])}) for row in rows]
 
@@ -275,7 +275,7 @@ class Ledger:
     # ── private ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _ticks(self, *where: Any) -> list[Tick]:
-        with self._reading() as connection:
+        with self.reading() as connection:
             query = sa.select(ticks).where(*where).order_by(ticks.c.tick)
             return [_tick(row) for row in connection.execute(query).mappings()]
 
@@ -286,7 +286,7 @@ class Ledger:
         with self.transaction() as connection:
             schema.metadata.create_all(connection)
             found = connection.scalar(sa.select(sa.func.max(schema.versions.c.version)))
-            if found is None:
+            if found is None or found < schema.SCHEMA_VERSION:
                 connection.execute(sa.insert(schema.versions).values(version=schema.SCHEMA_VERSION))
         if found is not None and found > schema.SCHEMA_VERSION:
             raise LedgerError(

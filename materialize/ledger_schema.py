@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, Integer, MetaData, String, Table, Text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: the first. 2: erasures, which a package that does not know them would undo."""
 
 metadata = MetaData()
 
@@ -74,7 +75,7 @@ tick_counts = Table(
     metadata,
     Column("view", String(255), primary_key=True),
     Column("tick", BigInteger, primary_key=True),
-    Column("what", String(128), primary_key=True),  # read | applied | deduplicated | quarantined: <reason>
+    Column("what", String(128), primary_key=True),  # read | applied | deduplicated | erased | quarantined: <reason>
     Column("behaviors", BigInteger, nullable=False),
 )
 
@@ -84,4 +85,13 @@ leases = Table(
     Column("resource", String(255), primary_key=True),
     Column("owner", String(255), nullable=False),
     Column("expires_us", BigInteger, nullable=False),
+)
+
+erasures = Table(
+    "feast_embeddings_erasures",
+    metadata,
+    Column("join_key", String(255), primary_key=True),
+    Column("digest", String(64), primary_key=True),  # SHA-256 of "<salt>:<id>"
+    Column("salt", String(32), nullable=False),
+    Column("erased_us", BigInteger, nullable=False),
 )

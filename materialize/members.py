@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from feast import FeatureView
 
+from feast_embeddings.materialize.ledger import Ledger
 from feast_embeddings.materialize.ledger_records import Tick
+from feast_embeddings.materialize.tombstones import NEVER, Tombstones
 from feast_embeddings.materialize.views import source_of
 from feast_embeddings.transformations import (
     BehaviorContract,
@@ -24,34 +26,57 @@ from feast_embeddings.transformations import (
     read_behaviors,
     rules_of,
 )
-from feast_embeddings.transformations.times import read_times
+from feast_embeddings.transformations.times import Times, read_times
+from feast_embeddings.transformations.validate import entities_of
 
 _DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)
 class BehaviorLog:
-    """The behaviors of one entity's view: the only input of ticks, refreshes and training."""
+    """The behaviors of one entity's view: the only input of ticks, refreshes and training.
+
+    What an erasure covers is not read: every behavior of an erased entity that happened or was written up to the
+    erasure. One that happened, and was written, after it begins a new life.
+    """
 
     path: str
     contract: BehaviorContract
     rules: CleaningRules
+    tombstones: Tombstones | None = None
 
     @classmethod
-    def of(cls, view: FeatureView, root: Path) -> BehaviorLog:
-        """The log behind a behaviors view; relative paths start at ``root``."""
-        return cls(str(root / source_of(view).path), contract_of(view), rules_of(view))
+    def of(cls, view: FeatureView, root: Path, ledger: Ledger) -> BehaviorLog:
+        """The log behind a behaviors view; relative paths start at ``root``, and ``ledger`` knows who was erased."""
+        contract = contract_of(view)
+        path = str(root / source_of(view).path)
+        return cls(path, contract, rules_of(view), Tombstones(ledger, contract.join_key))
+
+    def living(self, raw: pa.Table) -> pa.Table:
+        """Raw rows without those that an erasure covers; a row that no time can place is covered."""
+        if self.tombstones is None or not raw.num_rows or not self.tombstones.marks().num_rows:
+            return raw
+        erased_us = self.tombstones.erased_us(entities_of(raw, self.contract))
+        doomed = erased_us != NEVER
+        if not doomed.any():
+            return raw
+        times = self._times(raw)
+        after = np.logical_or.reduce([each.usable for each in times])
+        for each in times:
+            after &= ~each.usable | (each.us > erased_us)
+        return raw.filter(pa.array(~doomed | after))
 
     def until(self, end_us: int, created_until_us: int) -> Behaviors:
         """Every clean behavior with event time before ``end_us`` that was there at ``created_until_us``."""
         created = self._created(created_until_us)
         raw = read_behaviors(self.path, self.contract, event_until_us=end_us, created_until_us=created)
-        return prepare(raw, self.contract, self.rules, max(end_us, created_until_us)).behaviors
+        return prepare(self.living(raw), self.contract, self.rules, max(end_us, created_until_us)).behaviors
 
     def members(self, tick: Tick) -> Prepared:
         """The behaviors of a tick: event time in [start, end), and late ones that came since the last tick.
 
-        Earlier rows of the same UTC day inform the cleaning rules; they are neither counted nor returned.
+        Earlier rows of the same UTC day inform the cleaning rules; they are neither counted nor returned. Rows that
+        an erasure covers are counted as read and as erased, and nothing else becomes of them.
         """
         until = self._created(tick.created_until_us)
         by_created = bool(self.contract.created_time) and tick.created_from_us is not None
@@ -67,8 +92,12 @@ class BehaviorLog:
                 raw = pa.concat_tables([raw, late])
             day = first // _DAY_US * _DAY_US
             context = self._read(day, tick.start_us, None, self._created(tick.created_from_us), undated=False)
+            context = self.living(context)
         now = max(tick.end_us, tick.created_until_us)
-        return prepare(raw, self.contract, self.rules, now, context=context)
+        living = self.living(raw)
+        prepared = prepare(living, self.contract, self.rules, now, context=context)
+        counts = replace(prepared.counts, read=raw.num_rows, erased=raw.num_rows - living.num_rows)
+        return replace(prepared, counts=counts)
 
     def _read(
         self, start: int | None, end: int, created_from: int | None, created_until: int | None, *, undated: bool
@@ -85,9 +114,12 @@ class BehaviorLog:
 
     def _placed(self, raw: pa.Table) -> npt.NDArray[np.bool_]:
         """Rows that have an event time or a created time, bool [N]."""
-        columns = (self.contract.event_time, self.contract.created_time or self.contract.event_time)
-        times = [read_times(raw[column], self.contract.naive_time_zone) for column in columns]
-        return np.asarray(times[0].usable | times[1].usable, np.bool_)
+        return np.asarray(np.logical_or.reduce([times.usable for times in self._times(raw)]), np.bool_)
+
+    def _times(self, raw: pa.Table) -> list[Times]:
+        """Event times, and created times where the source has them."""
+        columns = filter(None, (self.contract.event_time, self.contract.created_time))
+        return [read_times(raw[column], self.contract.naive_time_zone) for column in columns]
 
     def _first_us(self, raw: pa.Table, default: int) -> int:
         """The earliest event time, at most ``default``, in microseconds."""
@@ -109,12 +141,13 @@ def digest(behaviors: Behaviors) -> str:
 
 
 def counts_of(prepared: Prepared) -> Mapping[str, int]:
-    """What became of a tick's behaviors, in the ledger's words: read = applied + deduplicated + quarantined."""
+    """What became of a tick's behaviors, in the ledger's words; read is the sum of all the others."""
     counts = prepared.counts
     quarantined = {f"quarantined: {reason}": number for reason, number in counts.quarantined.items()}
     return {
         "read": counts.read,
         "applied": counts.accepted,
         "deduplicated": counts.deduplicated,
+        **({"erased": counts.erased} if counts.erased else {}),
         **quarantined,
     }

@@ -246,7 +246,8 @@ def _computed(view: FeatureView, rows: EntityRows, at: Callable[..., pa.Table]) 
 
 def _behaviors_of(view: FeatureView, config: RepoConfig, registry: BaseRegistry, project: str) -> BehaviorLog:
     behaviors = registry.get_feature_view(view.tags[f"{PREFIX}behaviors"], project)
-    return BehaviorLog.of(behaviors, Path(config.repo_path or "."))
+    workspace = Workspace.of(config)
+    return BehaviorLog.of(behaviors, workspace.root, workspace.ledger)
 
 
 def _contexts(workspace: Workspace, spec: EmbeddingSpec) -> dict[str, int]:

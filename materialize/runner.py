@@ -21,7 +21,7 @@ from feast_embeddings.materialize.progress import progress
 from feast_embeddings.materialize.steps import reached
 from feast_embeddings.materialize.ticks import RECEIVING, Ticks
 from feast_embeddings.materialize.views import EmbeddingSpec
-from feast_embeddings.materialize.workspace import Workspace, behaviors_of
+from feast_embeddings.materialize.workspace import Workspace, behaviors_of, view_resource
 from feast_embeddings.models.errors import OnlineStoreError, TickError
 
 
@@ -215,13 +215,14 @@ class Runner:
     @contextmanager
     def _ticks(self) -> Iterator[Ticks]:
         self.workspace.declared_space(self.spec)
-        with held(self.ledger, f"view {self.spec.view!r} of project {self.config.project!r}", self._lease_s) as lease:
+        with held(self.ledger, view_resource(self.config.project, self.spec.view), self._lease_s) as lease:
             yield Ticks(self.workspace, self.store, self.config, self.spec, self._source(), lease)
 
     def _source(self) -> BehaviorLog | None:
         if self.spec.tower == "item":
             return None
-        return BehaviorLog.of(behaviors_of(self._registry, self.config.project, self.spec), self.workspace.root)
+        behaviors = behaviors_of(self._registry, self.config.project, self.spec)
+        return BehaviorLog.of(behaviors, self.workspace.root, self.ledger)
 
     def _check_end(self, end_us: int) -> None:
         if end_us > now_us():
@@ -235,7 +236,8 @@ class Runner:
         if lost is not None:
             raise OnlineStoreError(
                 f"View {self.spec.view!r}: {lost}, which the ledger says is live: it was emptied or replaced. "
-                "Run `feast materialize` for a full refresh."
+                "Run `feast-embeddings restore` to fill it from the logs as it was, or `feast materialize` for a "
+                "full refresh."
             )
 
     def _lost(self) -> str | None:

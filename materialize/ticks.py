@@ -19,6 +19,7 @@ from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.policy import Hybrid, Incremental, blend
 from feast_embeddings.materialize.progress import counter
 from feast_embeddings.materialize.steps import reached
+from feast_embeddings.materialize.tombstones import NEVER, Tombstones
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace
 from feast_embeddings.models import Encoder, HistoryBatch
@@ -130,6 +131,7 @@ class Ticks:
     def _stage_items(self, tick: Tick) -> None:
         encoder = self._encoder(self.ledger.fill(tick.fills[0]))
         ids = encoder.item_ids()
+        ids = ids[Tombstones(self.ledger, self.spec.join_key).erased_us(pa.array(ids)) == NEVER]
         vectors, _ = encoder.encode_items(ids)
         self._encoded += len(ids)
         self.log.stage(tick.fills[0], tick.number, ids, vectors)

@@ -55,7 +55,7 @@ def train_declared(
     """
     workspace = Workspace.of(store.config)
     spec = _user_spec(store, encoder)
-    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root)
+    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
     now = now_us()
     behaviors = log.until(now if until_us is None else until_us, now)
     ends = np.full(len(behaviors.entities), behaviors.times_us.max(initial=0) + 1, np.int64)

@@ -113,6 +113,16 @@ class Workspace:
             shutil.rmtree(temporary)
 
 
+def view_resource(project: str, view: str) -> str:
+    """Name of the lease that keeps jobs of one view apart."""
+    return f"view {view!r} of project {project!r}"
+
+
+def cutover_resource(project: str, encoder: str) -> str:
+    """Name of the lease that keeps cutovers of one encoder apart."""
+    return f"cutover of encoder {encoder!r} of project {project!r}"
+
+
 def embedding_specs(registry: BaseRegistry, project: str) -> list[EmbeddingSpec]:
     """Declarations of every embedding view of a project."""
     return [spec_of(view) for view in registry.list_stream_feature_views(project) if is_embedding(view)]

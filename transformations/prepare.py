@@ -21,19 +21,21 @@ from feast_embeddings.transformations.validate import Mask, quarantine_rows, val
 class Counts:
     """Where every row read went.
 
-    Law: ``read == accepted + deduplicated + sum(quarantined.values())``.
+    Law: ``read == accepted + deduplicated + erased + sum(quarantined.values())``.
 
     Attributes:
         read: Raw rows, without context.
         accepted: Behaviors.
         deduplicated: Rows that repeat a behavior, of this table or of the context.
         quarantined: Rows per reason.
+        erased: Rows of erased entities, left out before anything else; ``prepare`` itself knows of none.
     """
 
     read: int
     accepted: int
     deduplicated: int
     quarantined: dict[str, int] = field(default_factory=dict)
+    erased: int = 0
 
 
 @dataclass(frozen=True, slots=True)

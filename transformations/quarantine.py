@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feast_embeddings.transformations.validate import QUARANTINE_SCHEMA
@@ -43,19 +44,26 @@ class Quarantine:
         path = self.folder / quote(view, safe="") / f"{tick:012d}.parquet"
         if not rows.num_rows:
             path.unlink(missing_ok=True)
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                pq.write_table(rows.cast(QUARANTINE_SCHEMA), file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        else:
+            _replace(path, rows)
         return path
+
+    def erase(self, view: str, entity_id: int | str) -> int:
+        """Removes the rows of an entity from every tick of a view, each file replaced whole; returns how many.
+
+        For an integer id, every spelling of the same number is removed: refused rows hold what the source held.
+        No tick of the view may be running.
+        """
+        folder, gone = self.folder / quote(view, safe=""), 0
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink()
+        for file in sorted(folder.glob("*.parquet")):
+            rows = pq.read_table(file, schema=QUARANTINE_SCHEMA, partitioning=None)
+            left = rows.filter(pc.invert(_is_entity(rows["entity"], entity_id)))
+            if left.num_rows < rows.num_rows:
+                self.write(view, int(file.stem), left)
+            gone += rows.num_rows - left.num_rows
+        return int(gone)
 
     def read(self, view: str | None = None, tick: int | None = None) -> pa.Table:
         """The rows kept, of one view or tick or of all: ``QUARANTINE_SCHEMA`` after ``view`` and ``tick``."""
@@ -68,6 +76,28 @@ class Quarantine:
         """Rows per reason, most frequent first."""
         reasons = self.read(view, tick)["reason"].to_pylist()
         return dict(Counter(reasons).most_common())
+
+
+def _is_entity(texts: pa.ChunkedArray, entity_id: int | str) -> pa.ChunkedArray:
+    """Where a text means the entity; False where there is none."""
+    if isinstance(entity_id, str):
+        return pc.fill_null(pc.equal(texts, entity_id), False)
+    sign, digits = ("-" if entity_id < 0 else "[+]?"), str(abs(entity_id))
+    return pc.fill_null(pc.match_substring_regex(texts, rf"^\s*{sign}0*{digits}(\.0*)?\s*$"), False)
+
+
+def _replace(path: Path, rows: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            pq.write_table(rows.cast(QUARANTINE_SCHEMA), file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def _with_origin(file: Path) -> pa.Table:

@@ -82,6 +82,15 @@ def validate(raw: pa.Table, contract: BehaviorContract, now_us: int) -> Validate
     return Validated(table, np.flatnonzero(good).astype(np.int64), bad_rows, reasons)
 
 
+def entities_of(raw: pa.Table, contract: BehaviorContract) -> pa.ChunkedArray:
+    """The entity of each raw row: int64 or string [N], as the contract declares; null where there is none."""
+    column = _decoded(raw[contract.entity])
+    if contract.entity_dtype == "string":
+        return column.cast(pa.string())
+    numbers, castable = _integers(column)
+    return pc.if_else(pa.array(castable), numbers, None)
+
+
 def quarantine_rows(raw: pa.Table, contract: BehaviorContract, rows: Int64s, reasons: list[str]) -> pa.Table:
     """The raw rows as text, each with its reason: columns of ``QUARANTINE_SCHEMA``."""
     taken = raw.take(pa.array(rows))

@@ -102,7 +102,8 @@ def _train(console: Console, folders: list[Path], config: TrainingConfig) -> Tra
 def _future() -> Behaviors:
     store = FeatureStore(".")
     spec = next(spec for spec in embedding_specs(store.registry, store.project) if spec.tower == "user")
-    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), Workspace.of(store.config).root)
+    workspace = Workspace.of(store.config)
+    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
     return log.until(us_of(END), us_of(END))
 
 

@@ -326,7 +326,7 @@ class SmallRepo:
     def behaviors(self, end_us: int) -> Behaviors:
         """Every clean behavior before a time."""
         view = behaviors_of(self.store.registry, self.project, self.spec())
-        return BehaviorLog.of(view, self.folder).until(end_us, 1 << 60)
+        return BehaviorLog.of(view, self.folder, self.workspace.ledger).until(end_us, 1 << 60)
 
     def log(self, view: str = "user_embedding") -> pa.Table:
         """The whole embedding log of a view, live and retained, in order."""
