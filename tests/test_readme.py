@@ -1,0 +1,75 @@
+"""The README keeps its word: commands exist, its declarations declare, its figures are those that were written."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from feast import Entity, ValueType
+from feast.repo_config import load_repo_config
+from feast.repo_operations import apply_total
+from typer.main import get_command
+
+import feast_embeddings.materialize as materialize_names
+import feast_embeddings.transformations as transformations_names
+from feast_embeddings.materialize.cli import app
+from feast_embeddings.materialize.scaffold import write_repo
+from feast_embeddings.materialize.views import spec_of
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+pytestmark = pytest.mark.filterwarnings("ignore:Stream feature views are experimental:RuntimeWarning")
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))))
+def test_every_link_leads_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+def test_every_command_exists() -> None:
+    known = set(get_command(app).commands)
+    assert {name for name in re.findall(r"feast-embeddings ([a-z]+)", TEXT) if name != "feature"} <= known
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?m)^\$ make ([a-z-]+)", TEXT))))
+def test_every_make_target_exists(target: str) -> None:
+    assert re.search(rf"(?m)^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"))
+
+
+def test_the_declarations_declare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (declarations,) = (block for block in PYTHON if "embedding_view(" in block)
+    names = {
+        name: getattr(module, name) for module in (materialize_names, transformations_names) for name in module.__all__
+    }
+    names["user"] = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
+    names["item"] = Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)
+    exec(declarations, names)  # noqa: S102 - it is ours
+    assert spec_of(names["user_embedding"]).behaviors == "behaviors"
+    assert spec_of(names["item_embedding"]).encoder == "main"
+
+
+def test_the_online_read_reads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(write_repo(tmp_path / "shop"))
+    monkeypatch.syspath_prepend(tmp_path / "shop")
+    monkeypatch.delitem(sys.modules, "definitions", raising=False)
+    apply_total(load_repo_config(Path(), Path("feature_store.yaml")), Path(), skip_source_validation=True)
+    monkeypatch.delitem(sys.modules, "definitions")
+    (read,) = (block for block in PYTHON if "get_online_features" in block)
+    exec(read, {})  # noqa: S102 - it is ours
+    assert "'user_id': [1], 'embedding': [None]" in capsys.readouterr().out
+
+
+def test_the_benchmark_figures_are_those_that_were_measured() -> None:
+    methods = json.loads((ROOT / "benchmarks/results/quality_ml1m.json").read_text())["methods"]
+    shown = re.findall(r"\| (`?[^|]+?) \| \**(\.\d+)\** \| \**(\.\d+)\** \|", TEXT)
+    assert len(shown) == len(methods)
+    for name, hr10, ndcg10 in shown:
+        (key,) = (key for key in methods if key == name.strip("`").split("`")[0])
+        assert (float(hr10), float(ndcg10)) == (round(methods[key]["hr10"], 3), round(methods[key]["ndcg10"], 3))
