@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.batch import Float32s, Ids, Int64s
 from feast_embeddings.models.errors import LedgerError
+from feast_embeddings.transformations.tags import EMBEDDING
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -61,7 +62,7 @@ class EmbeddingLog:
         return pa.schema(
             [
                 (self.join_key, self._id_type),
-                ("embedding", pa.list_(pa.float32())),
+                (EMBEDDING, pa.list_(pa.float32())),
                 ("event_timestamp", _TIME),
                 ("written_at", _TIME),
                 ("tick", pa.int64()),
@@ -146,7 +147,7 @@ class EmbeddingLog:
                 "restore the folder, or run `feast materialize` for a full refresh."
             )
         table = self._stamped(staged[0], staged[1], stamp)
-        _replace(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+        _replace(path, lambda temporary: _write_log(table, temporary))
         return int(table.num_rows)
 
     def files(self) -> list[Path]:
@@ -183,7 +184,7 @@ class EmbeddingLog:
         gone = len(kept) - (pc.sum(kept).as_py() or 0)
         if gone:
             table = pq.read_table(path, partitioning=None).filter(kept)
-            _replace(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+            _replace(path, lambda temporary: _write_log(table, temporary))
         return int(gone)
 
     def _erase_staged(self, path: Path, entity_id: pa.Scalar) -> int:
@@ -244,6 +245,12 @@ def _create(path: Path, table: pa.Table) -> None:
         _sync(temporary)
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
+
+
+def _write_log(table: pa.Table, path: Path) -> None:
+    # A dictionary of floats saves nothing, and costs most of the time.
+    repeating = [name for name in table.column_names if name != EMBEDDING]
+    pq.write_table(table, path, compression="zstd", use_dictionary=repeating)
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
