@@ -4,22 +4,28 @@
 -- ARGV  tick, tick field, its value, timestamp field, its value, ttl in seconds or 0, number of features f,
 --       f feature fields, f * #KEYS values
 -- Returns the number of rows written.
+local call, match, rows = redis.call, string.match, #KEYS
 local tick, tick_field, tick_value = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local time_field, time_value, ttl, features = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
-local first_value = 7 + features
+local time_field, time_value = ARGV[4], ARGV[5]
+local ttl, features = tonumber(ARGV[6]), tonumber(ARGV[7])
+local first_field, first_value = ARGV[8], 7 + features
+-- The features after the first; one table serves all rows, and only what differs between them is put into it.
+local others = {}
+for feature = 2, features do
+  others[2 * feature - 3] = ARGV[7 + feature]
+end
 local written = 0
-for row = 1, #KEYS do
-  local stored = redis.call('HGET', KEYS[row], tick_field)
-  local older = not stored or tonumber(string.match(stored, '^-?%d+')) < tick
-  if older then
-    local pairs_ = {tick_field, tick_value, time_field, time_value}
-    for feature = 1, features do
-      pairs_[#pairs_ + 1] = ARGV[7 + feature]
-      pairs_[#pairs_ + 1] = ARGV[first_value + (feature - 1) * #KEYS + row]
+for row = 1, rows do
+  local key = KEYS[row]
+  local stored = call('HGET', key, tick_field)
+  if not stored or tonumber(match(stored, '^-?%d+')) < tick then
+    for feature = 2, features do
+      others[2 * feature - 2] = ARGV[first_value + (feature - 1) * rows + row]
     end
-    redis.call('HSET', KEYS[row], unpack(pairs_))
+    local first = ARGV[first_value + row]
+    call('HSET', key, tick_field, tick_value, time_field, time_value, first_field, first, unpack(others))
     if ttl > 0 then
-      redis.call('EXPIRE', KEYS[row], ttl)
+      call('EXPIRE', key, ttl)
     end
     written = written + 1
   end

@@ -17,6 +17,7 @@ from feast.infra.key_encoding_utils import serialize_entity_key_prefix
 from feast.infra.online_stores.helpers import _mmh3
 from feast.protos.feast.types.Value_pb2 import ValueType
 
+from feast_embeddings.materialize.packed import Strings
 from feast_embeddings.models.batch import Ids
 
 _GLOB = re.compile(rb"([*?\[\]\\^])")
@@ -85,6 +86,12 @@ def entity_keys(project: str, join_key: str, ids: Ids) -> list[bytes]:
     Returns:
         n keys: ``serialize_entity_key(…, 3) + project``.
     """
+    found = entity_key_rows(project, join_key, ids)
+    return found if isinstance(found, list) else rows_as_bytes(found)
+
+
+def entity_key_rows(project: str, join_key: str, ids: Ids) -> Strings:
+    """As :func:`entity_keys`, for int64 ids as the rows of a matrix."""
     prefix, suffix = serialize_entity_key_prefix([join_key]), project.encode()
     if ids.dtype == object:
         kind = prefix + struct.pack("<I", ValueType.STRING)
@@ -92,7 +99,7 @@ def entity_keys(project: str, join_key: str, ids: Ids) -> list[bytes]:
         return [b"".join((kind, struct.pack("<I", len(value)), value, suffix)) for value in raw]
     head = np.frombuffer(prefix + struct.pack("<II", ValueType.INT64, 8), np.uint8)
     values = ids.astype("<i8").view(np.uint8).reshape(len(ids), 8)
-    return rows_as_bytes(_between(head, values, np.frombuffer(suffix, np.uint8)))
+    return _between(head, values, np.frombuffer(suffix, np.uint8))
 
 
 def ids_of(entity_keys: Sequence[bytes], join_key: str) -> Ids:

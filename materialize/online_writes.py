@@ -6,20 +6,18 @@ writing a tick again, in part or in whole, in any order, ends in the same rows: 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
-import redis
 from feast import RepoConfig
-from redis.crc import key_slot
 
 from feast_embeddings.materialize import keys, wire
 from feast_embeddings.materialize.changes import forget_changes, record_change
 from feast_embeddings.materialize.deletion import delete_fill
+from feast_embeddings.materialize.guarded_writes import Chunk, GuardedWrites, OnChunk
 from feast_embeddings.materialize.manifest import Manifest
 from feast_embeddings.materialize.packed import reads
 from feast_embeddings.materialize.scripts import call
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS: Final = 500  # rows per script call: Redis serves no one else meanwhile, for a few milliseconds
 _READ_ROWS: Final = 5000
-OnChunk = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,7 @@ def write_fill(
         ids: Entities, int64 or strings, each once.
         vectors: One row per entity.
         chunk_rows: Rows per call; each call is atomic, the whole is not.
-        on_chunk: Called after each call with the rows sent so far; what it raises stops the write.
+        on_chunk: Called after each call is sent, with the rows sent so far; what it raises stops the write.
 
     Returns:
         The number of rows written; those that a tick of the same or a larger number wrote before are left as they are.
@@ -94,12 +91,12 @@ def write_fill(
     """
     _same_length(view_name, ids, len(vectors))
     name = keys.qualified(view_name, fill)
-    writer = _Writer(store, config, name, [feature], tick, tick_end_us, event_time_us)
-    encoded = (
-        (keys.entity_keys(config.project, join_key, ids[rows]), [wire.encode_vectors(vectors[rows])])
+    writer = GuardedWrites(store, config, name, [feature], tick, tick_end_us, event_time_us)
+    chunks = (
+        Chunk(keys.entity_key_rows(config.project, join_key, ids[rows]), [wire.vector_rows(vectors[rows])])
         for rows in _slices(len(ids), chunk_rows)
     )
-    written = writer.write(encoded, on_chunk)
+    written = writer.write(chunks, on_chunk)
     with store.redis(config) as client:  # also where nothing was written: the job that wrote it may have stopped here
         record_change(client, config.project, name, ids)
     return written
@@ -124,15 +121,15 @@ def write_history(
     ``item_dtype`` is ``int64`` or ``string``.
     """
     _same_length(view_name, ids, len(batch))
-    writer = _Writer(store, config, view_name, tags.HISTORY_FEATURES, tick, tick_end_us, event_time_us)
-    encoded = (
-        (
-            keys.entity_keys(config.project, join_key, ids[rows]),
+    writer = GuardedWrites(store, config, view_name, tags.HISTORY_FEATURES, tick, tick_end_us, event_time_us)
+    chunks = (
+        Chunk(
+            keys.entity_key_rows(config.project, join_key, ids[rows]),
             _encode_histories(batch.take(np.arange(len(ids), dtype=np.int64)[rows]), item_dtype),
         )
         for rows in _slices(len(ids), chunk_rows)
     )
-    return writer.write(encoded, on_chunk)
+    return writer.write(chunks, on_chunk)
 
 
 def read_fill(
@@ -240,51 +237,6 @@ def remove_fill(
     with store.redis(config) as client:
         delete_fill(client, config.project, join_key, name, features)
         forget_changes(client, config.project, name)
-
-
-class _Writer:
-    """Guarded writes of one tick under one stored name."""
-
-    def __init__(
-        self,
-        store: EmbeddingOnlineStore,
-        config: RepoConfig,
-        name: str,
-        features: Sequence[str],
-        tick: int,
-        tick_end_us: int,
-        event_time_us: int,
-    ) -> None:
-        self._store, self._config = store, config
-        fields = [keys.feature_field(name, feature) for feature in features]
-        self._constants: list[Any] = [tick, keys.tick_field(name), f"{tick}:{tick_end_us}"]
-        self._constants += [keys.timestamp_field(name), wire.encode_timestamp(event_time_us)]
-        self._constants += [config.online_store.key_ttl_seconds or 0, len(fields), *fields]
-
-    def write(self, chunks: Iterator[tuple[list[bytes], list[list[bytes]]]], on_chunk: OnChunk | None) -> int:
-        """Sends chunks of keys [n] and columns of values [features][n]; the rows written."""
-        done = written = 0
-        for entity_keys, columns in chunks:
-            with self._store.redis(self._config) as client:
-                for rows in _by_slot(client, entity_keys):
-                    picked = [entity_keys[row] for row in rows] if rows else entity_keys
-                    values = [[column[row] for row in rows] if rows else column for column in columns]
-                    arguments = [*self._constants, *(value for column in values for value in column)]
-                    written += int(call(client, "guarded_write.lua", picked, arguments))
-            done += len(entity_keys)
-            if on_chunk is not None:
-                on_chunk(done)
-        return written
-
-
-def _by_slot(client: Any, entity_keys: Sequence[bytes]) -> list[list[int]]:
-    """Rows that one script call may touch together; one empty list stands for all of them."""
-    if not isinstance(client, redis.RedisCluster):
-        return [[]]
-    slots: dict[int, list[int]] = defaultdict(list)
-    for row, key in enumerate(entity_keys):
-        slots[key_slot(key)].append(row)
-    return list(slots.values())
 
 
 def _read_columns(

@@ -28,10 +28,15 @@ _PACKED = b"\x0a"  # field 1, length-delimited
 
 def encode_vectors(matrix: Float32s) -> list[bytes]:
     """float32 [n, d] → n serialized ``ValueProto(float_list_val=…)``."""
+    return rows_as_bytes(vector_rows(matrix))
+
+
+def vector_rows(matrix: Float32s) -> Bytes:
+    """As :func:`encode_vectors`, as the rows of a matrix: uint8 [n, length of one]."""
     n, d = matrix.shape
     header = np.frombuffer(_header("float_list_val", 4 * d), np.uint8)
     floats = np.ascontiguousarray(matrix, dtype="<f4").view(np.uint8).reshape(n, 4 * d)
-    return rows_as_bytes(np.concatenate([np.broadcast_to(header, (n, len(header))), floats], axis=1))
+    return np.concatenate([np.broadcast_to(header, (n, len(header))), floats], axis=1)
 
 
 def decode_vectors(values: Sequence[bytes | None], dim: int, view: str) -> tuple[Float32s, npt.NDArray[np.bool_]]:
