@@ -1,4 +1,4 @@
-"""The command line: ``feast-embeddings init | demo | train | status | rollback | forget | restore``."""
+"""The command line: ``feast-embeddings init | demo | train | align | status | rollback | forget | restore``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from feast_embeddings.materialize.status import print_status
 from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.materialize.train_job import train_declared
 from feast_embeddings.materialize.workspace import Workspace
-from feast_embeddings.models import SequenceConfig, TrainingConfig
+from feast_embeddings.models import SequenceConfig, TrainingConfig, load_encoder, save_encoder
+from feast_embeddings.models import align as align_encoders
 from feast_embeddings.models.errors import DeclarationError, FeastEmbeddingsError
 
 app = typer.Typer(
@@ -82,6 +83,21 @@ def train(
     )
     if made.spec.declared_space not in (None, made.space):
         typer.echo(f"The applied declaration names space {made.spec.declared_space}: run `feast apply` next.")
+
+
+@app.command()
+def align(
+    old: Annotated[Path, typer.Argument(help="Artifact that consumers of the vectors were made for.")],
+    new: Annotated[Path, typer.Argument(help="Artifact of the new encoder.")],
+    out: Annotated[Path, typer.Argument(help="Where to put the new encoder, rotated towards the old one.")],
+) -> None:
+    """Rotate a new encoder into an old one's coordinates, by the items that both know."""
+    aligned = align_encoders(load_encoder(new), load_encoder(old))
+    space = save_encoder(aligned, out)
+    typer.echo(f"Aligned {aligned.alignment.source_space} with {aligned.alignment.target_space}: {aligned.alignment}.")
+    typer.echo(
+        f"Space {space} at {out}. Where that is the declared artifact, run `feast apply`, then `feast materialize`."
+    )
 
 
 @app.command()

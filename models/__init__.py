@@ -1,5 +1,6 @@
 """Encoders, their training, artifacts and evaluation. Knows neither Feast nor Redis."""
 
+from feast_embeddings.models.alignment import AlignedEncoder, Alignment, align
 from feast_embeddings.models.artifact import (
     Manifest,
     StorableEncoder,
@@ -18,6 +19,8 @@ from feast_embeddings.models.trainer import EpochReport, TrainingConfig
 from feast_embeddings.models.training import TrainResult, train
 
 __all__ = [
+    "AlignedEncoder",
+    "Alignment",
     "Encoder",
     "EncoderState",
     "EpochReport",
@@ -33,6 +36,7 @@ __all__ = [
     "TrainResult",
     "TrainingConfig",
     "ValueNormalizer",
+    "align",
     "evaluate_ranking",
     "inner_products",
     "load_encoder",

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feast_embeddings.models import (
+    AlignedEncoder,
+    Alignment,
     Encoder,
     HistoryBatch,
     ItemIndex,
@@ -50,7 +52,25 @@ def sequence_in_bf16(seed: int = 0) -> SequenceEncoder:
     return SequenceEncoder(config, TYPES, ItemIndex(INTEGERS), precision="bf16").to(choose_device()).eval()
 
 
-ENCODERS: list[Callable[..., StorableEncoder]] = [sequence, sequence_of_strings_and_values, sequence_in_bf16]
+def aligned(seed: int = 0) -> AlignedEncoder:
+    inner = sequence(seed)
+    turned = np.linalg.qr(np.random.default_rng(seed).normal(size=(16, 16)))[0].astype(np.float32)
+    return AlignedEncoder(inner, torch.from_numpy(turned), Alignment("new", "old", 60, 0.1, 0.2, 0.3, 0.4)).eval()
+
+
+def aligned_in_bf16(seed: int = 0) -> AlignedEncoder:
+    inner = sequence_in_bf16(seed)
+    turned = np.linalg.qr(np.random.default_rng(seed).normal(size=(64, 64)))[0].astype(np.float32)
+    return AlignedEncoder(inner, torch.from_numpy(turned), Alignment("new", "old", 60, 0.1, 0.2, 0.3, 0.4)).eval()
+
+
+ENCODERS: list[Callable[..., StorableEncoder]] = [
+    sequence,
+    sequence_of_strings_and_values,
+    sequence_in_bf16,
+    aligned,
+    aligned_in_bf16,
+]
 
 
 @pytest.fixture(scope="module", params=ENCODERS, ids=lambda factory: factory.__name__)
