@@ -15,6 +15,7 @@ from feast import FeatureStore
 from feast_embeddings.materialize.clock import us_of
 from feast_embeddings.materialize.cutover import Cutovers
 from feast_embeddings.materialize.erasure import forget, print_receipt
+from feast_embeddings.materialize.recovery import restore
 from feast_embeddings.materialize.scaffold import write_repo
 from feast_embeddings.materialize.status import print_status
 from feast_embeddings.materialize.stores import online_store_of
@@ -127,6 +128,18 @@ def forget_entity(
 ) -> None:
     """Erase one entity from every store and log, for good; prints what was removed where."""
     print_receipt(forget(_store(repo), entity, entity_id))
+
+
+@app.command("restore")
+def restore_online(repo: Repo = Path()) -> None:
+    """Fill an empty or replaced Redis from the logs, as it was."""
+    restored = restore(_store(repo))
+    for name, rows in restored.rows.items():
+        typer.echo(f"{name}: {rows:,} rows written")
+    for encoder, generation in restored.generations.items():
+        typer.echo(f"Generation {generation} of encoder {encoder!r} is live")
+    for notice in restored.notices:
+        typer.echo(notice)
 
 
 def _store(repo: Path) -> FeatureStore:

@@ -21,7 +21,7 @@ from feast_embeddings.materialize.manifest import FillRef, Manifest
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.steps import reached
 from feast_embeddings.materialize.views import EmbeddingSpec
-from feast_embeddings.materialize.workspace import Workspace, encoder_specs
+from feast_embeddings.materialize.workspace import Workspace, cutover_resource, encoder_specs
 from feast_embeddings.models.errors import SpaceError
 from feast_embeddings.transformations.tags import EMBEDDING
 
@@ -92,7 +92,7 @@ class Cutovers:
 
     def _alone(self, encoder: str) -> AbstractContextManager[Lease]:
         """One cutover at a time: two at once could leave the ledger with the one and Redis with the other."""
-        return held(self.ledger, f"cutover of encoder {encoder!r} of project {self.config.project!r}", wait_s=30)
+        return held(self.ledger, cutover_resource(self.config.project, encoder), wait_s=30)
 
     def _finish_pending(self, encoder: str, lease: Lease) -> None:
         """A generation is finished before a later one is made, so that the ledger's last one is what Redis serves."""
@@ -117,7 +117,7 @@ class Cutovers:
         states = _states(generation, fills)
         reached("cutover-recorded")
         lease.check()
-        manifest = _manifest(generation, fills, states)
+        manifest = manifest_of(generation, fills, states)
         stored = online.read_manifest(self.store, self.config, generation.encoder)
         if stored is None or stored.generation < generation.generation:
             online.publish_manifest(self.store, self.config, manifest)
@@ -164,7 +164,8 @@ def _states(generation: Generation, fills: Mapping[str, Fill]) -> dict[str, str]
     return states
 
 
-def _manifest(generation: Generation, fills: Mapping[str, Fill], states: Mapping[str, str]) -> Manifest:
+def manifest_of(generation: Generation, fills: Mapping[str, Fill], states: Mapping[str, str]) -> Manifest:
+    """What Redis says of a generation, given its encoder's fills by name, and their states."""
     live = {view: FillRef(name, fills[name].space) for view, name in generation.fills.items()}
     retained: dict[str, tuple[FillRef, ...]] = {}
     for name, state in states.items():

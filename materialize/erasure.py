@@ -6,8 +6,7 @@ entity's behaviors. The team's own tables are not this package's to rewrite, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,17 +16,18 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize import keys
+from feast_embeddings.materialize.changes import forget_changes, record_change
 from feast_embeddings.materialize.clock import iso, now_us
-from feast_embeddings.materialize.leases import Lease, held
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
+from feast_embeddings.materialize.standstill import standstill
 from feast_embeddings.materialize.stores import online_store_of
+from feast_embeddings.materialize.ticks import RECEIVING
 from feast_embeddings.materialize.tombstones import Tombstones
 from feast_embeddings.materialize.views import EmbeddingSpec
-from feast_embeddings.materialize.workspace import Workspace, cutover_resource, embedding_specs, view_resource
+from feast_embeddings.materialize.workspace import Workspace, embedding_specs
 from feast_embeddings.models.errors import DeclarationError
 
 _INTEGERS = (ValueType.INT64, ValueType.INT32)
-_CUTOVER_WAIT_S = 30
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,14 @@ def forget(store: FeatureStore, entity: str, entity_id: int | str) -> Receipt:
     online, found = online_store_of(store), _id(declared, entity_id)
     every = embedding_specs(store.registry, store.project)
     specs = sorted((spec for spec in every if spec.join_key == declared.join_key), key=lambda spec: spec.view)
-    with _alone(workspace, store.project, specs) as leases:
+    with standstill(workspace, store.project, specs) as still_ours:
         erased_us = now_us()
         Tombstones(workspace.ledger, declared.join_key).record(found, erased_us)
         removed: dict[str, int] = {}
         for spec in specs:
-            removed |= _erase_files(workspace, spec, found, leases)
+            removed |= _erase_files(workspace, spec, found, still_ours)
         removed |= _erase_online(online, store.config, declared.join_key, found)
+        _tell_readers(online, store.config, workspace, specs)
     return Receipt(entity, found, erased_us, removed, _left(store, declared))
 
 
@@ -101,12 +102,8 @@ def print_receipt(receipt: Receipt, console: Console | None = None) -> None:
 
 
 def _erase_files(
-    workspace: Workspace, spec: EmbeddingSpec, entity_id: int | str, leases: Sequence[Lease]
+    workspace: Workspace, spec: EmbeddingSpec, entity_id: int | str, still_ours: Callable[[], None]
 ) -> dict[str, int]:
-    def still_ours() -> None:
-        for lease in leases:
-            lease.check()
-
     logged, staged = workspace.log(spec).erase(entity_id, still_ours)
     removed = {f"embedding log of {spec.view}": logged, f"staged files of {spec.view}": staged}
     if spec.tower == "user":
@@ -128,15 +125,16 @@ def _erase_online(
     return {f"Redis: {name}": 1 for name in names} or {"Redis": int(bool(fields))}
 
 
-@contextmanager
-def _alone(workspace: Workspace, project: str, specs: Sequence[EmbeddingSpec]) -> Iterator[list[Lease]]:
-    """No tick, refresh or cutover of these views runs meanwhile; LeaseError where one does."""
-    ledger = workspace.ledger
-    with ExitStack() as stack:
-        leases = [stack.enter_context(held(ledger, view_resource(project, spec.view))) for spec in specs]
-        encoders = sorted({spec.encoder for spec in specs})
-        resources = [cutover_resource(project, encoder) for encoder in encoders]
-        yield leases + [stack.enter_context(held(ledger, resource, wait_s=_CUTOVER_WAIT_S)) for resource in resources]
+def _tell_readers(
+    online: EmbeddingOnlineStore, config: RepoConfig, workspace: Workspace, specs: Sequence[EmbeddingSpec]
+) -> None:
+    """Who holds a copy of a fill reads it anew; the records of earlier changes, which name ids, are dropped."""
+    with online.redis(config) as client:
+        for spec in specs:
+            for fill in workspace.ledger.fills(view=spec.view, states=RECEIVING):
+                name = keys.qualified(spec.view, fill.fill)
+                forget_changes(client, config.project, name)
+                record_change(client, config.project, name, np.empty(0, np.int64))
 
 
 def _declared(store: FeatureStore, name: str) -> Entity:

@@ -136,6 +136,10 @@ class Ledger:
         found = self._ticks(ticks.c.view == view, ticks.c.state.in_(("written", "published")), *only)
         return found[-1] if found else None
 
+    def applied_ticks(self, view: str) -> list[Tick]:
+        """Ticks whose rows reached the online store, oldest first."""
+        return self._ticks(ticks.c.view == view, ticks.c.state.in_(("written", "published")))
+
     def published_ticks(self, view: str, *, end_after_us: int = 0) -> list[Tick]:
         """Published ticks that end after a time, oldest first."""
         return self._ticks(ticks.c.view == view, ticks.c.state == "published", ticks.c.end_us > end_after_us)

@@ -59,11 +59,12 @@ def _ticks(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
 
 
 def _behaviors(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
-    table = Table("view", "read", "applied", "deduplicated", "quarantined", title="Behaviors", title_justify="left")
+    names = ("read", "applied", "deduplicated", "erased")
+    table = Table("view", *names, "quarantined", title="Behaviors", title_justify="left")
     for spec in specs:
         if spec.tower == "user":
             counts = workspace.ledger.counts(spec.view)
             quarantined = sum(number for what, number in counts.items() if what.startswith("quarantined"))
-            numbers = [counts.get(what, 0) for what in ("read", "applied", "deduplicated")]
+            numbers = [counts.get(what, 0) for what in names]
             table.add_row(spec.view, *(f"{number:,}" for number in (*numbers, quarantined)))
     return table

@@ -51,6 +51,16 @@ def test_a_late_behavior_is_in_the_histories_from_the_tick_that_applied_it(tmp_p
     assert items(result) == [[10, 11], [10, 11, 12], [15, 12, 13]]
 
 
+@pytest.mark.parametrize("created", [False, True])
+def test_a_history_is_as_long_as_the_tick_that_wrote_it_kept(tmp_path, created):
+    repo = build(tmp_path / "repo", created=created, behaviors=BEHAVIORS.assign(kind="view"))
+    ledger = repo.workspace.ledger
+    ledger.update_tick(repo.refresh(1, {1: 1.0}), kept=3)
+    ledger.update_tick(repo.tick(1, 1.4, {2: 2.0}, created_from=1), kept=1)  # user 1 did nothing
+
+    assert items(repo.ask(["history:history_items"], [(1, day(2)), (2, day(2))])) == [[10, 11], [20]]
+
+
 def test_plain_behaviors_give_the_same_histories_from_one_reading(tmp_path):
     plain = BEHAVIORS.assign(kind="view")
     exact, quick = (

@@ -234,7 +234,7 @@ def test_no_tick_and_no_cutover_runs_meanwhile(make_repo: MakeRepo, monkeypatch:
     view = held(repo.workspace.ledger, view_resource(repo.project, "user_embedding"))
     with view, pytest.raises(LeaseError, match="is being worked on by"):
         _forget(repo, 4)
-    monkeypatch.setattr("feast_embeddings.materialize.erasure._CUTOVER_WAIT_S", 0)
+    monkeypatch.setattr("feast_embeddings.materialize.standstill.CUTOVER_WAIT_S", 0)
     with held(repo.workspace.ledger, cutover_resource(repo.project, "main")), pytest.raises(LeaseError):
         _forget(repo, 4)
     assert repo.vectors().found[~OTHERS].all()

@@ -1,0 +1,35 @@
+"""A standstill: no tick, refresh or cutover of some views runs, while something is done to all that they keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from feast_embeddings.materialize.leases import held
+from feast_embeddings.materialize.views import EmbeddingSpec
+from feast_embeddings.materialize.workspace import Workspace, cutover_resource, view_resource
+
+CUTOVER_WAIT_S = 30.0
+
+
+@contextmanager
+def standstill(workspace: Workspace, project: str, specs: Sequence[EmbeddingSpec]) -> Iterator[Callable[[], None]]:
+    """Hold the leases of these views and of their encoders' cutovers; views first, as jobs take them.
+
+    Yields:
+        A check, to be called now and then: renews the leases, or raises LeaseError if one was taken over.
+
+    Raises:
+        LeaseError: A job works on one of the views, or has been cutting over for half a minute.
+    """
+    views = sorted(view_resource(project, spec.view) for spec in specs)
+    cutovers = sorted({cutover_resource(project, spec.encoder) for spec in specs})
+    with ExitStack() as stack:
+        leases = [stack.enter_context(held(workspace.ledger, view)) for view in views]
+        leases += [stack.enter_context(held(workspace.ledger, each, wait_s=CUTOVER_WAIT_S)) for each in cutovers]
+
+        def still_ours() -> None:
+            for lease in leases:
+                lease.check()
+
+        yield still_ours
