@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import redis
 import redis.asyncio as redis_asyncio
@@ -33,6 +33,10 @@ from feast_embeddings.materialize.fill_snapshot import SnapshotCache
 from feast_embeddings.materialize.packed import reads
 from feast_embeddings.materialize.read_plan import ManifestCache, Read, ResponseRead, RowsRead, kind_of
 from feast_embeddings.models.errors import OnlineStoreError
+from feast_embeddings.transformations import tags
+
+if TYPE_CHECKING:
+    from feast_embeddings.materialize.living_rows import LivingRows
 
 Row = tuple[datetime | None, dict[str, ValueProto] | None]
 WriteRow = tuple[EntityKeyProto, dict[str, ValueProto], datetime, datetime | None]
@@ -63,6 +67,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         self._address: Address | None = None
         self._process = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._rows: LivingRows | None = None
 
     @contextmanager
     def redis(self, config: RepoConfig) -> Iterator[Any]:
@@ -217,14 +222,14 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         data: list[WriteRow],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Writes rows of an ordinary view as stock Feast does.
+        """Writes rows of an ordinary view as stock Feast does; behaviors of the erased are left out.
 
         Raises:
             OnlineStoreError: The view is written by ticks alone, or Redis cannot be reached.
         """
         _refuse_own(table)
         with self._reaching(config):
-            super().online_write_batch(config, table, data, progress)
+            super().online_write_batch(config, table, self._living(config, table, data), progress)
 
     async def online_write_batch_async(
         self,
@@ -236,7 +241,16 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         """As :meth:`online_write_batch`."""
         _refuse_own(table)
         with self._reaching(config):
-            await super().online_write_batch_async(config, table, data, progress)
+            await super().online_write_batch_async(config, table, self._living(config, table, data), progress)
+
+    def _living(self, config: RepoConfig, table: FeatureView, data: list[WriteRow]) -> list[WriteRow]:
+        if (table.tags or {}).get(tags.KIND) != tags.BEHAVIORS_KIND:
+            return data
+        from feast_embeddings.materialize.living_rows import LivingRows
+
+        if self._rows is None or self._rows.config is not config:
+            self._rows = LivingRows(config)
+        return self._rows.of(table, data)
 
     def delete_table(self, config: RepoConfig, table: FeatureView) -> None:
         """Removes a view's fields, of all its fills, from exactly this project's entities."""

@@ -190,6 +190,19 @@ def test_an_erasure_that_was_stopped_after_its_first_step_holds_already(make_rep
     _assert_gone(repo)
 
 
+def test_materializing_the_behaviors_view_or_a_push_brings_back_nothing_old(make_repo: MakeRepo) -> None:
+    repo = started(make_repo)
+    _forget(repo, 5)
+    asked = {"features": ["behaviors:item_id"], "entity_rows": [{"user_id": GONE}, {"user_id": 1}]}
+    repo.store.materialize(moment(day(0)), moment(day(5)), ["behaviors"])
+    assert [item is None for item in repo.store.get_online_features(**asked).to_dict()["item_id"]] == [True, False]
+    for days, item in ((4.5, 104), (5.5, 105)):
+        columns = {"user_id": [GONE], "item_id": [item], "behavior_type": ["view"], "value": [1.0]}
+        repo.store.write_to_online_store("behaviors", pd.DataFrame(columns | {"at": [moment(day(days))]}))
+        found = repo.store.get_online_features(**asked).to_dict()["item_id"][0]
+        assert found == (None if days < 5 else item)
+
+
 def test_what_happens_after_the_erasure_is_a_new_life(make_repo: MakeRepo) -> None:
     repo = started(make_repo, "Incremental(alpha=0.5)")
     repo.deliver(rows(user=[GONE] * 2, item=[102, 103], at=[day(4.9), day(5.5)]), "more")
