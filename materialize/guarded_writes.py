@@ -12,7 +12,7 @@ from feast import RepoConfig
 from redis.crc import key_slot
 
 from feast_embeddings.materialize import keys, wire
-from feast_embeddings.materialize.packed import Strings
+from feast_embeddings.materialize.packed import Strings, listed
 from feast_embeddings.materialize.script_calls import ScriptCalls
 from feast_embeddings.materialize.scripts import call
 
@@ -91,8 +91,8 @@ class GuardedWrites:
     def _write_to_cluster(self, client: Any, chunks: Iterable[Chunk], on_chunk: OnChunk | None) -> int:
         done = written = 0
         for chunk in chunks:
-            entity_keys = _listed(chunk.entity_keys)
-            columns = [_listed(column) for column in chunk.columns]
+            entity_keys = listed(chunk.entity_keys)
+            columns = [listed(column) for column in chunk.columns]
             for rows in _by_slot(entity_keys):
                 values = (column[row] for column in columns for row in rows)
                 picked = [entity_keys[row] for row in rows]
@@ -101,10 +101,6 @@ class GuardedWrites:
             if on_chunk is not None:
                 on_chunk(done)
         return written
-
-
-def _listed(strings: Strings) -> list[bytes]:
-    return strings if isinstance(strings, list) else keys.rows_as_bytes(strings)
 
 
 def _by_slot(entity_keys: Sequence[bytes]) -> list[list[int]]:

@@ -17,7 +17,7 @@ from feast.infra.key_encoding_utils import serialize_entity_key_prefix
 from feast.infra.online_stores.helpers import _mmh3
 from feast.protos.feast.types.Value_pb2 import ValueType
 
-from feast_embeddings.materialize.packed import Strings
+from feast_embeddings.materialize.packed import Strings, listed
 from feast_embeddings.models.batch import Ids
 
 _GLOB = re.compile(rb"([*?\[\]\\^])")
@@ -86,8 +86,7 @@ def entity_keys(project: str, join_key: str, ids: Ids) -> list[bytes]:
     Returns:
         n keys: ``serialize_entity_key(…, 3) + project``.
     """
-    found = entity_key_rows(project, join_key, ids)
-    return found if isinstance(found, list) else rows_as_bytes(found)
+    return listed(entity_key_rows(project, join_key, ids))
 
 
 def entity_key_rows(project: str, join_key: str, ids: Ids) -> Strings:
@@ -118,12 +117,6 @@ def _between(
     n = len(rows)
     parts = [np.broadcast_to(head, (n, len(head))), rows, np.broadcast_to(tail, (n, len(tail)))]
     return np.concatenate(parts, axis=1)
-
-
-def rows_as_bytes(matrix: npt.NDArray[np.uint8]) -> list[bytes]:
-    """One ``bytes`` per row of a uint8 matrix [n, width], width > 0."""
-    rows = np.ascontiguousarray(matrix).view(f"V{matrix.shape[1]}")
-    return rows.ravel().tolist()
 
 
 def scan_pattern(project: str, join_keys: Sequence[str]) -> bytes:

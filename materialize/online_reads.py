@@ -62,7 +62,7 @@ def read_vectors(store: FeatureStore, feature: str, ids: Ids | Sequence[int] | S
     view, name = find(store, feature)
     online = online_store_of(store)
     config, entities = store.config, keys.entity_ids(ids)
-    read_keys = keys.entity_keys(config.project, view.join_keys[0], entities)
+    read_keys = keys.entity_key_rows(config.project, view.join_keys[0], entities)
     read = Read(online.manifests, config, [ViewRead(view, [name], read_keys)])
     with online.redis(config):
         while not read.settled(online.run(config, read)):

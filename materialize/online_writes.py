@@ -19,7 +19,7 @@ from feast_embeddings.materialize.changes import forget_changes, record_change
 from feast_embeddings.materialize.deletion import delete_fill
 from feast_embeddings.materialize.guarded_writes import Chunk, GuardedWrites, OnChunk
 from feast_embeddings.materialize.manifest import Manifest
-from feast_embeddings.materialize.packed import reads
+from feast_embeddings.materialize.packed import queue_hmgets, reads
 from feast_embeddings.materialize.scripts import call
 from feast_embeddings.models.batch import Float32s, HistoryBatch, Ids, Int64s
 from feast_embeddings.models.errors import OnlineStoreError
@@ -246,8 +246,7 @@ def _read_columns(
     with store.redis(config) as client:
         for part in _slices(len(ids), _READ_ROWS):
             pipe = reads(client)
-            for key in keys.entity_keys(config.project, join_key, ids[part]):
-                pipe.hmget(key, fields)
+            queue_hmgets(pipe, keys.entity_key_rows(config.project, join_key, ids[part]), fields)
             rows += pipe.execute()
     return [[row[column] for row in rows] for column in range(len(fields))]
 

@@ -7,9 +7,9 @@ per row on strings that stand in a matrix. Layout: https://redis.io/docs/latest/
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
+import hiredis
 import numpy as np
 import numpy.typing as npt
 import redis
@@ -32,12 +32,17 @@ def bulk(strings: Strings) -> bytes | memoryview:
     """One argument per string, one after the other."""
     if isinstance(strings, list):
         return arguments(strings)
-    rows, length = strings.shape
-    head = b"$%d\r\n" % length
-    out = np.empty((rows, len(head) + length + 2), np.uint8)
+    return _framed(b"$%d\r\n" % strings.shape[1], strings, b"\r\n")
+
+
+def _framed(head: bytes, rows: npt.NDArray[np.uint8], tail: bytes) -> memoryview:
+    """``head + row + tail`` of each row."""
+    n, length = rows.shape
+    end = len(head) + length
+    out = np.empty((n, end + len(tail)), np.uint8)
     out[:, : len(head)] = np.frombuffer(head, np.uint8)
-    out[:, len(head) : -2] = strings
-    out[:, -2:] = np.frombuffer(b"\r\n", np.uint8)
+    out[:, len(head) : end] = rows
+    out[:, end:] = np.frombuffer(tail, np.uint8)
     return out.data
 
 
@@ -45,16 +50,27 @@ class PackedReads:
     """The part of a redis-py pipeline that reads need, on one connection of a client's pool."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self._pool = client.connection_pool
-        self._commands: list[bytes] = []
+        self._client = client  # which closes its pool's connections when nothing refers to it any more
+        self._commands: list[bytes | memoryview] = []
+        self._count = 0
 
     def hmget(self, key: bytes, fields: Sequence[bytes]) -> None:
         """Queues ``HMGET key field …``."""
-        self._commands.append(_hmget(len(fields), len(key)) + key + _arguments(tuple(fields)))
+        self.hmget_each([key], fields)
+
+    def hmget_each(self, keys: Strings, fields: Sequence[bytes]) -> None:
+        """Queues ``HMGET key field …`` for each of the keys."""
+        self._count += len(keys)
+        head, tail = b"*%d\r\n$5\r\nHMGET\r\n" % (len(fields) + 2), arguments(fields)
+        if isinstance(keys, list):
+            self._commands += [b"%b$%d\r\n%b\r\n%b" % (head, len(key), key, tail) for key in keys]
+        else:
+            self._commands.append(_framed(head + b"$%d\r\n" % keys.shape[1], keys, b"\r\n" + tail))
 
     def get(self, key: str) -> None:
         """Queues ``GET key``."""
-        self._commands.append(b"*2\r\n$3\r\nGET" + _arguments((key.encode(),)))
+        self._count += 1
+        self._commands.append(b"*2\r\n$3\r\nGET\r\n" + argument(key.encode()))
 
     def execute(self) -> list[Any]:
         """Sends what is queued; one reply per command, in order.
@@ -62,7 +78,7 @@ class PackedReads:
         Raises:
             redis.RedisError: The server cannot be reached, or refuses a command.
         """
-        connection: Any = self._pool.get_connection()
+        connection: Any = self._client.connection_pool.get_connection()
         try:
             replies: list[Any] = connection.retry.call_with_retry(
                 lambda: self._exchange(connection), lambda _: connection.disconnect()
@@ -71,15 +87,40 @@ class PackedReads:
             connection.disconnect()  # replies may be left on the way
             raise
         finally:
-            self._pool.release(connection)
+            self._client.connection_pool.release(connection)
         return replies
 
     def _exchange(self, connection: Any) -> list[Any]:
-        if not self._commands:
+        if not self._count:
             return []
         connection.send_packed_command([b"".join(self._commands)])
-        read = connection.read_response
-        return [read() for _ in self._commands]
+        replies = [connection.read_response()]
+        take_parsed(connection, replies, self._count)
+        replies += [connection.read_response() for _ in range(self._count - len(replies))]
+        return replies
+
+
+def take_parsed(connection: Any, replies: list[Any], count: int) -> None:
+    """Appends replies up to ``count``, straight from hiredis where the connection is known to be read by it alone.
+
+    ``read_response`` spends three microseconds per reply on what cannot happen here: time limits of its own, and
+    push messages. Where redis-py is built otherwise than expected, this appends nothing.
+
+    Raises:
+        redis.RedisError: The connection is lost, or a reply is an error.
+    """
+    parser: Any = getattr(connection, "_parser", None)
+    reader = getattr(parser, "_reader", None)
+    if not isinstance(reader, hiredis.Reader) or getattr(connection, "protocol", None) != 2:
+        return
+    while len(replies) < count:
+        reply = reader.gets()
+        if reply is None or isinstance(reply, list | bytes):
+            replies.append(reply)
+        elif isinstance(reply, Exception):
+            raise reply
+        else:  # its mark for a reply that is not there yet
+            parser.read_from_socket()
 
 
 def reads(client: Any) -> Any:
@@ -87,11 +128,21 @@ def reads(client: Any) -> Any:
     return PackedReads(client) if isinstance(client, redis.Redis) else client.pipeline()
 
 
-@lru_cache
-def _hmget(fields: int, key_length: int) -> bytes:
-    return b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n" % (fields + 2, key_length)
+def queue_hmgets(pipe: Any, keys: Strings, fields: Sequence[bytes]) -> None:
+    """Queues ``HMGET key field …`` for each of the keys, in :class:`PackedReads` or a pipeline of redis-py."""
+    if isinstance(pipe, PackedReads):
+        pipe.hmget_each(keys, fields)
+        return
+    for key in listed(keys):
+        pipe.hmget(key, fields)
 
 
-@lru_cache
-def _arguments(values: tuple[bytes, ...]) -> bytes:
-    return b"\r\n" + arguments(values)
+def listed(strings: Strings) -> list[bytes]:
+    """The strings as such."""
+    return strings if isinstance(strings, list) else rows_as_bytes(strings)
+
+
+def rows_as_bytes(matrix: npt.NDArray[np.uint8]) -> list[bytes]:
+    """One ``bytes`` per row of a uint8 matrix [n, width], width > 0."""
+    rows = np.ascontiguousarray(matrix).view(f"V{matrix.shape[1]}")
+    return rows.ravel().tolist()

@@ -21,6 +21,7 @@ from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
 from feast_embeddings.materialize import clock, keys, wire
 from feast_embeddings.materialize.manifest import Manifest
+from feast_embeddings.materialize.packed import Strings, queue_hmgets
 from feast_embeddings.models.batch import Int64s
 from feast_embeddings.models.errors import SpaceError
 from feast_embeddings.transformations import tags
@@ -98,7 +99,7 @@ class ViewRead:
 
     table: FeatureView
     features: list[str]
-    entity_keys: list[bytes]
+    entity_keys: Strings
     name: str | None = None
     problem: SpaceError | None = None
     replies: list[Sequence[bytes | None]] = field(default_factory=list)
@@ -175,8 +176,8 @@ class Read:
         """Queues the rows of every view, then the manifests: sync and async pipelines queue alike."""
         for view in self.views:
             fields = view.fields()
-            for key in view.entity_keys if fields else ():
-                pipe.hmget(key, fields)
+            if fields:
+                queue_hmgets(pipe, view.entity_keys, fields)
         for encoder in self.manifests:
             pipe.get(keys.manifest_key(self._config.project, encoder))
 

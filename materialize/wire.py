@@ -18,7 +18,7 @@ from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from feast_embeddings.materialize.keys import rows_as_bytes
+from feast_embeddings.materialize.packed import rows_as_bytes
 from feast_embeddings.models.batch import Float32s, Int32s, Int64s
 from feast_embeddings.models.errors import OnlineStoreError, SpaceError
 
@@ -51,17 +51,21 @@ def decode_vectors(values: Sequence[bytes | None], dim: int, view: str) -> tuple
         SpaceError: A list has another length.
         OnlineStoreError: A value is no float list.
     """
-    found = np.fromiter((bool(value) for value in values), np.bool_, len(values))
+    found = np.fromiter(map(bool, values), np.bool_, len(values))
     present = [value for value in values if value]
-    header = _header("float_list_val", 4 * dim)
+    header = np.frombuffer(_header("float_list_val", 4 * dim), np.uint8)
     width = len(header) + 4 * dim
-    rows = present
-    if any(len(value) != width for value in present) or not _share_header(present, header):
+    raw = np.zeros((0, width), np.uint8)
+    if set(map(len, present)) <= {width}:
+        raw = np.frombuffer(b"".join(present), np.uint8).reshape(len(present), width)
+    if len(raw) < len(present) or not bool((raw[:, : len(header)] == header).all()):
         rows = [_canonical_vector(value, dim, view) for value in present]
-    out = np.zeros((len(values), dim), np.float32)
-    if rows:
         raw = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), width)
-        out[found] = np.ascontiguousarray(raw[:, len(header) :]).view("<f4")
+    vectors: Float32s = raw[:, len(header) :].copy().view("<f4")  # writable and aligned, also where there is one row
+    if len(vectors) == len(values):
+        return vectors, found
+    out = np.zeros((len(values), dim), np.float32)
+    out[found] = vectors
     return out, found
 
 
@@ -72,10 +76,6 @@ def vector_length(value: bytes, view: str) -> int:
         OnlineStoreError: The value is no float list.
     """
     return len(_parse(value, "float_list_val", view).float_list_val.val)
-
-
-def _share_header(values: Sequence[bytes], header: bytes) -> bool:
-    return all(value.startswith(header) for value in values)
 
 
 def _canonical_vector(value: bytes, dim: int, view: str) -> bytes:
@@ -169,8 +169,8 @@ def encode_timestamp(us: int) -> bytes:
 
 def decode_timestamps(values: Sequence[bytes | None]) -> Int64s:
     """Serialized timestamps → int64 [n] microseconds since the epoch; 0 where there is none."""
-    known = {value: _microseconds(value) for value in set(values) if value is not None}
-    return np.fromiter((known[value] if value is not None else 0 for value in values), np.int64, len(values))
+    known = {value: _microseconds(value) if value is not None else 0 for value in set(values)}
+    return np.fromiter(map(known.__getitem__, values), np.int64, len(values))
 
 
 def _microseconds(value: bytes) -> int:

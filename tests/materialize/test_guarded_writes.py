@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from feast_embeddings.materialize import keys
+from feast_embeddings.materialize import keys, packed
 from feast_embeddings.materialize import online_writes as online
 from feast_embeddings.materialize.packed import bulk
 from feast_embeddings.materialize.script_calls import IN_FLIGHT
@@ -88,6 +88,6 @@ def test_ids_of_any_length_are_written(repo):
 
 def test_strings_are_laid_out_alike_from_a_list_and_from_a_matrix():
     matrix = np.random.default_rng(1).integers(0, 256, (5, 12)).astype(np.uint8)
-    strings = keys.rows_as_bytes(matrix)
+    strings = packed.rows_as_bytes(matrix)
     expected = b"".join(b"$12\r\n" + string + b"\r\n" for string in strings)
     assert bytes(bulk(matrix)) == bulk(strings) == expected
