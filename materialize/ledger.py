@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, Engine, RowMapping
 
 from feast_embeddings.materialize import ledger_schema as schema
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.ledger_records import Fill, Generation, Serving, Tick
+from feast_embeddings.materialize.ledger_records import Fill, Generation, Serving, Space, Tick
 from feast_embeddings.materialize.ledger_schema import fills, generations, spaces, tick_counts, ticks
 from feast_embeddings.models.errors import LedgerError, SpaceError
 
@@ -192,6 +192,12 @@ class Ledger:
                 f"Space {space} already belongs to encoder {owner!r}, and cannot be {encoder!r}'s too: "
                 "give both views the same encoder name, or train another encoder."
             )
+
+    def spaces(self, encoder: str) -> list[Space]:
+        """Spaces that an encoder name has been served in, oldest first."""
+        query = sa.select(spaces).where(spaces.c.encoder == encoder).order_by(spaces.c.registered_us)
+        with self.reading() as connection:
+            return [Space(**row) for row in connection.execute(query).mappings()]
 
     def fill(self, name: str) -> Fill:
         """The fill of that name."""

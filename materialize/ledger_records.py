@@ -45,6 +45,17 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Space:
+    """A vector space, and the dtype and backend that its vectors were computed on."""
+
+    space: str
+    encoder: str
+    dim: int
+    numeric_path: str
+    registered_us: int
+
+
+@dataclass(frozen=True)
 class Fill:
     """All vectors of one view in one space, as the online store holds them."""
 

@@ -22,6 +22,7 @@ def print_status(workspace: Workspace, store: FeatureStore, console: Console | N
         console.print(f"Project {store.project!r} declares no embedding view: run `feast apply`.")
         return
     console.print(_encoders(workspace, specs))
+    console.print(_spaces(workspace, specs))
     console.print(_fills(workspace, specs))
     console.print(_ticks(workspace, specs))
     console.print(_behaviors(workspace, specs))
@@ -39,13 +40,22 @@ def _encoders(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
     return table
 
 
+def _spaces(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
+    table = Table("space", "encoder", "numeric path", "dimensions", title="Spaces", title_justify="left")
+    for encoder in sorted({spec.encoder for spec in specs}):
+        for space in workspace.ledger.spaces(encoder):
+            table.add_row(space.space, encoder, space.numeric_path, str(space.dim))
+    return table
+
+
 def _fills(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
-    table = Table("fill", "state", "space", "rows", "age", title="Fills", title_justify="left")
+    table = Table("fill", "state", "rows", "vectors", "age", title="Fills", title_justify="left")
     for spec in specs:
         for fill in workspace.ledger.fills(view=spec.view):
             if fill.state != "removed":
                 age = f"{max(now_us() - fill.made_us, 0) / 3_600_000_000:.1f} h"
-                table.add_row(fill.fill, fill.state, fill.space, f"{fill.rows:,}", age)
+                size = f"{fill.rows * 4 * spec.dim / 1e6:,.1f} MB"
+                table.add_row(fill.fill, fill.state, f"{fill.rows:,}", size, age)
     return table
 
 
