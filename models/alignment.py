@@ -22,7 +22,9 @@ from feast_embeddings.models.errors import ArtifactError, SpaceError
 
 Float64s = npt.NDArray[np.float64]
 
-MAX_RESIDUAL: Final = 0.9
+MAX_RESIDUAL: Final = 0.8
+"""Between vectors of equal lengths it stands for a cosine of 1 − 0.8² / 2 = 0.68. Measured, on items left out: 0.42
+for another seed and 0.46 for half of the users (MovieLens-1M, 32 dimensions), 1.41 and more for unrelated spaces."""
 NEIGHBORS: Final = 10
 _ROWS: Final = 256  # rotated at a time, to stay in a core's cache
 _SAMPLE: Final = 2000  # items whose neighbors are compared

@@ -1,4 +1,4 @@
-"""Nearest neighbors and aligned encoders behind real jobs: ticks, refreshes, rollbacks, the command line."""
+"""Nearest neighbors and aligned encoders behind real jobs: ticks, refreshes, rollbacks, erasure, the command line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from feast_embeddings.materialize import Neighbors, cli, nearest
 from feast_embeddings.materialize.cutover import Cutovers
+from feast_embeddings.materialize.erasure import forget
 from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.models import AlignedEncoder, Alignment, load_encoder, read_manifest, save_encoder
 from feast_embeddings.models.errors import SpaceError
@@ -66,6 +67,17 @@ def test_a_tick_that_stopped_is_seen_once_it_was_taken_up(make_repo: MakeRepo, s
         repo.run(day(5))
     tick_at(repo, 5)
     _assert_as_read(repo)
+
+
+def test_an_erased_entity_is_no_ones_neighbor(make_repo: MakeRepo) -> None:
+    repo = started(make_repo)
+    before = _users_near(repo)
+    assert 3 in before.ids
+    with at(day(5)):
+        forget(repo.store, "user", 3)
+    found = _users_near(repo)
+    assert 3 not in found.ids
+    assert found.ids.shape[1] == before.ids.shape[1] - 1
 
 
 def _turned(seed: int) -> AlignedEncoder:

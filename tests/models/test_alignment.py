@@ -94,7 +94,7 @@ def test_the_bound_is_the_callers():
 def test_two_trainings_on_the_same_world_are_aligned(make_markov, small_config: TrainingConfig, trained):
     """Given encoders of other seeds and other users of one world, when aligned, then neighbors are found again."""
     other = train(replace(small_config, seed=5), make_markov(seed=9), behavior_types=["view"], device="cpu")
-    aligned = align(other.encoder, trained.encoder)
+    aligned = align(other.encoder, trained.encoder, max_residual=1.0)  # few items: near the usual bound
     assert aligned.alignment.overlap_after > aligned.alignment.overlap_before + 0.2
 
 
