@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from feast_embeddings.materialize.ledger import Ledger
@@ -21,11 +22,6 @@ from feast_embeddings.models.batch import Int64s
 
 NEVER = np.iinfo(np.int64).min
 """The time of erasure of an entity that was not erased."""
-_MATCH = """
-    SELECT ids.number AS number, marks.erased_us AS erased_us
-    FROM ids CROSS JOIN (SELECT DISTINCT salt FROM marks) AS salts
-    JOIN marks ON marks.salt = salts.salt AND marks.digest = sha256(salts.salt || ':' || ids.id)
-"""
 
 
 @dataclass(frozen=True)
@@ -66,11 +62,17 @@ class Tombstones:
         encoded = ids.dictionary_encode()
         encoded = encoded.unify_dictionaries().combine_chunks() if isinstance(ids, pa.ChunkedArray) else encoded
         texts = encoded.dictionary.cast(pa.string())
-        unique = pa.table({"id": texts, "number": np.arange(len(texts), dtype=np.int64)})
-        with duckdb.connect() as database:
-            database.register("ids", unique)
-            database.register("marks", marks)
-            matched = database.execute(_MATCH).fetchnumpy()
         erased = np.full(len(texts) + 1, NEVER, np.int64)
-        erased[matched["number"]] = matched["erased_us"]
+        for salt in marks["salt"].unique().to_pylist():
+            ours = marks.filter(pc.equal(marks["salt"], salt))
+            at = pc.index_in(_digests(salt, texts), value_set=ours["digest"])
+            matched = np.flatnonzero(at.is_valid())
+            erased[matched] = ours["erased_us"].to_numpy()[at.drop_null().to_numpy()]
         return np.asarray(erased[encoded.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)], np.int64)
+
+
+def _digests(salt: str, texts: pa.Array) -> pa.Array:
+    with duckdb.connect() as database:
+        database.register("ids", pa.table({"id": texts}))
+        found = database.execute("SELECT sha256(? || ':' || id) AS digest FROM ids", [salt]).fetchnumpy()
+    return pa.array(found["digest"], pa.string())

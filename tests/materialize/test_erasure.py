@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from feast import FeatureStore
 from repo_fixture import (
     USERS,
     MakeRepo,
@@ -27,6 +28,7 @@ from feast_embeddings.materialize import cli
 from feast_embeddings.materialize.erasure import Receipt, forget
 from feast_embeddings.materialize.keys import entity_keys
 from feast_embeddings.materialize.leases import held
+from feast_embeddings.materialize.neighbors import nearest
 from feast_embeddings.materialize.tombstones import Tombstones
 from feast_embeddings.materialize.workspace import cutover_resource, view_resource
 from feast_embeddings.models.errors import DeclarationError, LeaseError
@@ -112,6 +114,16 @@ def test_an_erased_entity_is_nowhere_and_everyone_else_is_as_before(make_repo: M
     names = {field[4:].decode() for field in fields if field.startswith(b"_ts:")}
     assert {place for place in receipt.removed if place.startswith("Redis")} == {f"Redis: {name}" for name in names}
     assert "your table data/behaviors: delete its rows there" in receipt.left
+
+
+def test_a_copy_of_the_fill_in_another_process_learns_of_it(make_repo: MakeRepo) -> None:
+    repo = started(make_repo)
+    asked = repo.vectors()
+    assert GONE in nearest(repo.store, "user_embedding:embedding", asked, len(USERS)).ids
+    with at(day(4)):
+        forget(FeatureStore("."), "user", GONE)
+    found = nearest(repo.store, "user_embedding:embedding", asked, len(USERS)).ids
+    assert set(found[0].tolist()) == set(USERS[OTHERS & asked.found].tolist())
 
 
 def test_a_second_erasure_finds_nothing(make_repo: MakeRepo) -> None:
