@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
+import numpy as np
 from feast import FeatureView, RepoConfig, utils
-from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.redis import RedisOnlineStore, _versioned_fv_name
-from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
+from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
 from feast_embeddings.materialize import clock, keys, wire
 from feast_embeddings.materialize.manifest import Manifest
 from feast_embeddings.materialize.packed import Strings, queue_hmgets
+from feast_embeddings.materialize.responses import Entities, add_columns, entities_of, redis_keys
 from feast_embeddings.models.batch import Int64s
 from feast_embeddings.models.errors import SpaceError
 from feast_embeddings.transformations import tags
@@ -134,22 +135,28 @@ class ViewRead:
         """Event times int64 [n] in microseconds; 0 where there is no row."""
         return wire.decode_timestamps([reply[-1] for reply in self.replies])
 
-    def rows(self) -> tuple[list[Row], list[int]]:
-        """Rows as Feast wants them, and the positions of those past the ttl, whose values are withheld."""
+    def expired(self) -> list[int]:
+        """Positions of the rows past the view's ttl, whose values are withheld."""
+        ttl = ttl_us(self.table)
+        if ttl == 0 or not self.replies:
+            return []
+        times = self.times_us()
+        found: list[int] = np.flatnonzero((times > 0) & (clock.now_us() - times > ttl)).tolist()
+        return found
+
+    def rows(self) -> list[Row]:
+        """Rows as Feast wants them: (None, None) where there is none, a time without values past the ttl."""
         if self.name is None:
-            return [(None, None)] * len(self.entity_keys), []
-        ttl, now = ttl_us(self.table), clock.now_us()
+            return [(None, None)] * len(self.entity_keys)
+        expired = set(self.expired())
         rows: list[Row] = []
-        expired: list[int] = []
         for position, (us, reply) in enumerate(zip(self.times_us().tolist(), self.replies, strict=True)):
             if reply[-1] is None:
                 rows.append((None, None))
-            elif 0 < ttl < now - us:
-                rows.append((_EPOCH + timedelta(microseconds=us), None))
-                expired.append(position)
             else:
-                rows.append((_EPOCH + timedelta(microseconds=us), _values(self.features, reply)))
-        return rows, expired
+                values = None if position in expired else _values(self.features, reply)
+                rows.append((_EPOCH + timedelta(microseconds=us), values))
+        return rows
 
 
 def _values(features: Sequence[str], reply: Sequence[bytes | None]) -> dict[str, ValueProto]:
@@ -219,11 +226,11 @@ class RowsRead(Read):
         features: Sequence[str] | None,
     ) -> None:
         wanted = list(features) if features else [feature.name for feature in table.features]
-        super().__init__(cache, config, [ViewRead(table, wanted, _redis_keys(config, entity_keys))])
+        super().__init__(cache, config, [ViewRead(table, wanted, redis_keys(config, entity_keys))])
 
     def rows(self) -> list[Row]:
         """One row per entity key."""
-        return self.views[0].rows()[0]
+        return self.views[0].rows()
 
 
 class ResponseRead(Read):
@@ -243,36 +250,25 @@ class ResponseRead(Read):
     ) -> None:
         self._store, self._response = store, online_features_response
         self._options = (full_feature_names, include_feature_view_version_metadata)
-        self._places: list[tuple[Any, int]] = []
+        self._entities: list[Entities] = []
         views = []
         for table, features in grouped_refs:
-            entities, places, rows = utils._get_unique_entities(table, join_key_values, entity_name_to_join_key_map)
-            self._places.append((places, rows))
-            protos = utils._get_entity_key_protos(entities)
-            views.append(ViewRead(table, list(features), _redis_keys(config, protos)))
+            entities = entities_of(config, table, join_key_values, entity_name_to_join_key_map)
+            self._entities.append(entities)
+            views.append(ViewRead(table, list(features), entities.redis_keys))
         super().__init__(cache, config, views)
 
     def respond(self) -> None:
         """Fills the response, view after view."""
-        for view, (places, length) in zip(self.views, self._places, strict=True):
-            if kind_of(view.table) is None:
-                asked = [*view.features, f"_ts:{view.name}"]  # stock Feast leaves it in, and drops it later
-                rows = self._store._convert_redis_values_to_protobuf(view.replies, view.name or "", asked)
-                self._populate(view.table, asked, rows, places, length)
+        for view, entities in zip(self.views, self._entities, strict=True):
+            if kind_of(view.table) is not None:
+                row_of, expired = entities.row_of, view.expired()
+                add_columns(self._response, view.table, view.features, view.replies, expired, row_of, *self._options)
                 continue
-            rows, expired = view.rows()
-            self._populate(view.table, view.features, rows, places, length)
-            for vector in self._response.results[len(self._response.results) - len(view.features) :]:
-                for place in (place for position in expired for place in places[position]):
-                    vector.statuses[place] = FieldStatus.OUTSIDE_MAX_AGE
-
-    def _populate(self, table: FeatureView, features: list[str], rows: list[Row], places: Any, length: int) -> None:
-        full_names, with_versions = self._options
-        utils._populate_response_from_feature_data(
-            features, rows, places, self._response, full_names, table, length, with_versions
-        )
-
-
-def _redis_keys(config: RepoConfig, entity_keys: Iterable[EntityKeyProto]) -> list[bytes]:
-    project, version = config.project.encode(), config.entity_key_serialization_version
-    return [serialize_entity_key(key, version) + project for key in entity_keys]
+            asked = [*view.features, f"_ts:{view.name}"]  # stock Feast leaves it in, and drops it later
+            rows = self._store._convert_redis_values_to_protobuf(view.replies, view.name or "", asked)
+            places, length = entities.places(), len(entities.row_of)
+            full_names, with_versions = self._options
+            utils._populate_response_from_feature_data(
+                asked, rows, places, self._response, full_names, view.table, length, with_versions
+            )

@@ -181,14 +181,16 @@ def _microseconds(value: bytes) -> int:
 @lru_cache(maxsize=4096)
 def _header(kind: str, size: int) -> bytes:
     """What stands before ``size`` packed bytes of a list value; nothing is packed in an empty list."""
-    tag = _varint(ValueProto.DESCRIPTOR.fields_by_name[kind].number << 3 | 2)
+    tag = varint(ValueProto.DESCRIPTOR.fields_by_name[kind].number << 3 | 2)
     if size == 0:
         return tag + b"\x00"
-    inner = _PACKED + _varint(size)
-    return tag + _varint(len(inner) + size) + inner
+    inner = _PACKED + varint(size)
+    return tag + varint(len(inner) + size) + inner
 
 
-def _varint(number: int) -> bytes:
+@lru_cache(maxsize=8192)
+def varint(number: int) -> bytes:
+    """A length or a tag, as protobuf writes it."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
