@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from feast_embeddings.materialize.embedding_log import EmbeddingLog, ids_of, matrix_of
 from feast_embeddings.models.batch import Float32s, Ids
 
+_GLOB = re.compile(r"([*?\[])")  # DuckDB takes every path for a pattern
 _NEWEST = """
     SELECT filename, file_row_number AS row
     FROM read_parquet(?, filename = true, file_row_number = true)
@@ -45,7 +47,7 @@ class FillRowsOfTick:
 
 def newest_rows(log: EmbeddingLog, fills: Sequence[str]) -> Iterator[FillRowsOfTick]:
     """The row with the highest tick of every entity, in each of these fills; one file in memory at a time."""
-    files = [str(path) for path in log.files()]
+    files = [_GLOB.sub(r"[\1]", str(path)) for path in log.files()]
     if not files or not fills:
         return
     with duckdb.connect() as database:
