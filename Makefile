@@ -9,7 +9,7 @@ TORCH   = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types wheel bench-quality clean
+.PHONY: help setup demo test lint types wheel bench-quality bench-online clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -47,6 +47,9 @@ wheel: setup  ## build the wheel and the source archive into dist/
 bench-quality: setup  ## measure ranking quality on MovieLens-1M: make bench-quality DATA=path/to/ml-1m
 	@test -n '$(DATA)' || { echo 'bench-quality: say where the data is, DATA=path/to/ml-1m' >&2; exit 1; }
 	@$(BIN)/python benchmarks/quality_ml1m.py --data '$(DATA)'
+
+bench-online: setup  ## measure the online store beside stock Feast: writes, reads, bytes and memory (minutes)
+	@$(BIN)/python benchmarks/online.py $(if $(MEMORY),--memory $(MEMORY))
 
 clean:  ## remove what tests, builds and the demo left behind (.venv stays)
 	@rm -rf build dist *.egg-info .demo .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
