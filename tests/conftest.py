@@ -1,7 +1,9 @@
 """What makes every run of the tests the same run."""
 
 import os
+import shutil
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Two workers on two cores: more threads per worker only wait for each other, and one thread always
@@ -16,3 +18,19 @@ settings.register_profile(
 )
 settings.register_profile("search", deadline=None, max_examples=2_000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+REDIS_SERVER = os.environ.get("REDIS_SERVER_BIN") or shutil.which("redis-server")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With CI_REQUIRE_REDIS=1, a machine without redis-server fails the run instead of testing less."""
+    if os.environ.get("CI_REQUIRE_REDIS") == "1" and not (REDIS_SERVER and shutil.which(REDIS_SERVER)):
+        raise pytest.UsageError(
+            f"CI_REQUIRE_REDIS=1, and there is no redis-server ({REDIS_SERVER or 'none on PATH'}): "
+            "install it, or name it in REDIS_SERVER_BIN."
+        )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Which servers the tests of the online store run on."""
+    return f"online stores: embedded Valkey, {REDIS_SERVER or 'no redis-server (none on PATH or in REDIS_SERVER_BIN)'}"

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,12 +12,12 @@ import redis
 import yaml
 from feast import FeatureStore
 from repo_fixture import SmallRepo
+from servers_fixture import BINARIES, running
 
 from feast_embeddings.materialize.embedded import client_name, detach, embedded_server
 
-REDIS_BINARY = os.environ.get("REDIS_SERVER_BIN") or shutil.which("redis-server")
 STORE = "feast_embeddings.materialize.online_store.EmbeddingOnlineStore"
-SERVERS = ["embedded", *(["redis-server"] if REDIS_BINARY else [])]
+SERVERS = ["embedded", *(name for name in BINARIES if name == "redis-server")]
 
 
 @pytest.fixture(scope="session", params=SERVERS)
@@ -33,13 +28,8 @@ def running_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
         yield f"embedded:{folder}"
         detach(folder)
         return
-    port = _free_port()
-    command = [str(REDIS_BINARY), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        with redis.Redis(port=port) as client:
-            _await(client)
-        yield f"redis://127.0.0.1:{port}/0"
-        process.terminate()
+    with running(BINARIES[request.param], folder) as server:
+        yield server.url
 
 
 @pytest.fixture
@@ -106,21 +96,3 @@ def make_repo(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
         return SmallRepo(folder, valkey, project, **options).write()
 
     return make
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _await(client: redis.Redis) -> None:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            client.ping()
-        except redis.ConnectionError:
-            time.sleep(0.02)
-        else:
-            return
-    raise AssertionError("redis-server did not answer within 10 s")
