@@ -67,7 +67,7 @@ def train(
     encoder: Annotated[str | None, typer.Option(help="Name of the encoder, where several are declared.")] = None,
     until: Annotated[datetime | None, typer.Option(help="Learn from behaviors before this time, UTC.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes; the best weights count.")] = None,
-    epochs: Annotated[int, typer.Option(help="At most so many passes over the behaviors.")] = 50,
+    epochs: Annotated[int, typer.Option(help="At most so many passes over the behaviors.")] = 20,
     context: Annotated[int, typer.Option(help="Behaviors that the encoder looks at.")] = 50,
     seed: Annotated[int, typer.Option(help="The same seed gives the same encoder on one machine.")] = 0,
 ) -> None:
