@@ -9,7 +9,7 @@ TORCH   = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types wheel bench-quality bench-online faults clean
+.PHONY: help setup demo test lint types wheel bench-quality bench-online faults concurrency clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -43,6 +43,9 @@ types: setup  ## check types, strictly
 
 faults: setup  ## prove that 1,000 schedules of stopped, killed and sleeping jobs end alike (about 15 minutes)
 	@$(BIN)/python benchmarks/faults.py
+
+concurrency: setup  ## prove that 1,000 cutovers under eight reader processes never show a mixture
+	@$(BIN)/python benchmarks/concurrency.py
 
 wheel: setup  ## build the wheel and the source archive into dist/
 	@$(BIN)/python -m build --outdir dist
