@@ -29,7 +29,8 @@ from feast_embeddings.transformations import tags
 
 Row = tuple[datetime | None, dict[str, ValueProto] | None]
 Kind = Literal["embedding", "history"]
-MAX_PLANS: Final = 10  # cutovers are rare; a reader that meets ten in a row takes the last answer
+MAX_PLANS: Final = 10  # copies of a whole fill, each of which a writer may outrun
+_READ_PLANS: Final = 100  # a starved reader did meet ten cutovers in a row, and then found its fill removed
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -200,7 +201,7 @@ class Read:
             encoder: self._cache.learn(self._config.project, encoder, text)
             for encoder, text in zip(self.manifests, replies[rows:], strict=True)
         }
-        if current != self.manifests and self._plans < MAX_PLANS:
+        if current != self.manifests and self._plans < _READ_PLANS:
             self.manifests = current
             self._resolve()
             return False
