@@ -175,15 +175,15 @@ class Ticks:
         return blend(old.vectors, extracted, alphas, old.found)
 
     def _encode(self, encoder: Encoder, batch: HistoryBatch, rows: int = 8192) -> Float32s:
-        chunks = [np.empty((0, encoder.dim), np.float32)]
+        vectors = np.empty((len(batch), encoder.dim), np.float32)
         with counter(len(batch), f"{self.spec.view}: encode", "history") as shown:
             for start in range(0, len(batch), rows):
-                part = batch.take(np.arange(start, min(start + rows, len(batch)), dtype=np.int64))
-                chunks.append(encoder.encode(part))
+                stop = min(start + rows, len(batch))
+                vectors[start:stop] = encoder.encode(batch.take(np.arange(start, stop, dtype=np.int64)))
                 self.lease.check()
-                shown.update(len(part))
+                shown.update(stop - start)
         self._encoded += len(batch)
-        return np.concatenate(chunks)
+        return vectors
 
     def _encoder(self, fill: Fill) -> Encoder:
         encoder = self.workspace.encoder(fill.space)
