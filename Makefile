@@ -41,7 +41,7 @@ lint: setup  ## check style and formatting
 types: setup  ## check types, strictly
 	@$(BIN)/mypy -p feast_embeddings
 
-faults: setup  ## prove that 1,000 schedules of stopped, killed and sleeping jobs end alike (about 15 minutes)
+faults: setup  ## prove that 1,000 schedules of stopped, killed and sleeping jobs end alike (about 25 minutes)
 	@$(BIN)/python benchmarks/faults.py
 
 concurrency: setup  ## prove that 1,000 cutovers under eight reader processes never show a mixture
