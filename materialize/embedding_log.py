@@ -91,6 +91,11 @@ class EmbeddingLog:
         table = _read_ipc(self._staged_path(fill, tick))
         return None if table is None else (ids_of(table["id"]), matrix_of(table["embedding"]))
 
+    def has_staged(self, tick: int, fills: Sequence[str], *, history: bool) -> bool:
+        """Whether all of a tick's files are staged, its histories too if it has some; reads none of them."""
+        names = [*fills, "history"] if history else fills
+        return all(self._staged_path(name, tick).exists() for name in names)
+
     def stage_history(self, tick: int, ids: Ids, batch: HistoryBatch) -> None:
         """Stage the histories [n] that a tick leaves behind."""
         ragged = {

@@ -110,12 +110,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         if address.kind == "stock":
             return super()._get_client(online_store_config)
         if self._client is None:
-            if address.kind == EMBEDDED:
-                self._client = redis.Redis(**_to_embedded(address, Retry))
-            elif online_store_config.redis_type == RedisType.redis_cluster:
-                self._client = redis.RedisCluster.from_url(address.target)
-            else:
-                self._client = redis.Redis.from_url(address.target)
+            self._client = _open(redis, Retry, address, online_store_config)
         return self._client
 
     async def _get_client_async(self, online_store_config: RedisOnlineStoreConfig) -> Any:
@@ -125,12 +120,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         if address.kind == "stock":
             return await super()._get_client_async(online_store_config)
         if self._client_async is None:
-            if address.kind == EMBEDDED:
-                self._client_async = redis_asyncio.Redis(**_to_embedded(address, AsyncRetry))
-            elif online_store_config.redis_type == RedisType.redis_cluster:
-                self._client_async = redis_asyncio.RedisCluster.from_url(address.target)
-            else:
-                self._client_async = redis_asyncio.Redis.from_url(address.target)
+            self._client_async = _open(redis_asyncio, AsyncRetry, address, online_store_config)
         return self._client_async
 
     def _here(self, online_store_config: RedisOnlineStoreConfig) -> Address:
@@ -283,6 +273,15 @@ class EmbeddingOnlineStore(RedisOnlineStore):
             self.manifests.delete(client, config.project, tables)
             for table in tables:
                 forget_all_changes(client, config.project, table.name)
+
+
+def _open(library: Any, retry: Any, address: Address, config: RedisOnlineStoreConfig) -> Any:
+    """A client of redis-py, or of its asyncio twin, for an address that is not in Feast's own form."""
+    if address.kind == EMBEDDED:
+        return library.Redis(**_to_embedded(address, retry))
+    if config.redis_type == RedisType.redis_cluster:
+        return library.RedisCluster.from_url(address.target)
+    return library.Redis.from_url(address.target)
 
 
 def _to_embedded(address: Address, retry: type[Retry] | type[AsyncRetry]) -> dict[str, Any]:

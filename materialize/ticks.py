@@ -91,8 +91,7 @@ class Ticks:
     # ── compute ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _staged(self, tick: Tick) -> bool:
-        history = self._source is None or self.log.staged_history(tick.number) is not None
-        return history and all(self.log.staged(fill, tick.number) is not None for fill in self._targets(tick))
+        return self.log.has_staged(tick.number, self._targets(tick), history=self._source is not None)
 
     def _targets(self, tick: Tick) -> list[str]:
         """The fills a tick writes, without those that a cutover of another view has retired since."""
