@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'Building $(VENV) (the first time takes minutes) …'
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install -c constraints.txt $(TORCH)
-	@$(PIP) install -c constraints.txt -e '.[dev,demo]'
+	@$(PIP) install -c constraints.txt -e '.[dev,demo,explain,kafka,onnx,text]'
 	@touch $@
 
 demo: setup  ## run the demonstration: real purchases, embedding features, a refresh, point-in-time reads
