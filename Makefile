@@ -9,7 +9,7 @@ TORCH   = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types wheel bench-quality bench-online faults concurrency clean
+.PHONY: help setup demo test lint types wheel bench-online-retail bench-quality bench-online faults concurrency clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -56,6 +56,10 @@ bench-quality: setup  ## measure ranking quality on MovieLens-1M: make bench-qua
 
 bench-online: setup  ## measure the online store beside stock Feast: writes, reads, bytes and memory (minutes)
 	@$(BIN)/python benchmarks/online.py $(if $(MEMORY),--memory $(MEMORY))
+
+bench-online-retail: setup  ## count what cleaning does to Online Retail's invoices: make bench-online-retail DATA=path
+	@test -n '$(DATA)' || { echo 'bench-online-retail: say where the data is, DATA=path/to/parquet' >&2; exit 1; }
+	@$(BIN)/python benchmarks/online_retail.py --data '$(DATA)'
 
 clean:  ## remove what tests, builds and the demo left behind (.venv stays)
 	@rm -rf build dist *.egg-info .demo .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
