@@ -1,0 +1,90 @@
+"""The encoders that the laws are held against; a new encoder joins by a `Case` in ``ENCODERS``.
+
+A factory takes a seed and gives an untrained encoder in evaluation mode, on the device that
+FEAST_EMBEDDINGS_DEVICE names, or the best there is. It declares the behavior types ``TYPES``, and knows items out
+of ``INTEGERS`` or ``STRINGS``; histories in the laws also hold items that no encoder knows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from feast_embeddings.models import (
+    AlignedEncoder,
+    Alignment,
+    ItemIndex,
+    SequenceConfig,
+    SequenceEncoder,
+    StorableEncoder,
+    ValueNormalizer,
+)
+from feast_embeddings.models.device import choose_device
+
+TYPES = ("view", "cart", "buy")
+INTEGERS = np.arange(60)
+STRINGS = np.array([f"item {number}" for number in range(60)], dtype=object)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An encoder under the laws.
+
+    Attributes:
+        make: Encoder of a seed; equal seeds, equal weights.
+        strings: Whether its item ids are strings.
+        bf16_tolerance: Largest difference between a component in bf16 and in float32; without a bf16 path
+            of its own an encoder gives equal bits for both.
+        cached_tolerance: The same between a cached and a full encode, where it keeps a state.
+    """
+
+    make: Callable[[int], StorableEncoder]
+    strings: bool = False
+    bf16_tolerance: float = 0.05
+    cached_tolerance: float = 1e-5
+
+    @property
+    def items(self) -> np.ndarray:
+        """Ids that the encoder knows."""
+        return STRINGS if self.strings else INTEGERS
+
+
+def sequence(seed: int = 0) -> SequenceEncoder:
+    torch.manual_seed(seed)
+    config = SequenceConfig(dim=16, context=40, heads=2, hidden=32)
+    return SequenceEncoder(config, TYPES, ItemIndex(INTEGERS)).to(choose_device()).eval()
+
+
+def sequence_of_strings_and_values(seed: int = 0) -> SequenceEncoder:
+    torch.manual_seed(seed)
+    config = SequenceConfig(dim=20, context=13, blocks=1, heads=1, hidden=24, value_normalizer="log1p-zscore")
+    normalizer = ValueNormalizer("log1p-zscore", mean=0.8, scale=0.6)
+    return SequenceEncoder(config, TYPES, ItemIndex(STRINGS), normalizer).to(choose_device()).eval()
+
+
+def sequence_in_bf16(seed: int = 0) -> SequenceEncoder:
+    torch.manual_seed(seed)
+    config = SequenceConfig(dim=64, context=33, heads=2)
+    return SequenceEncoder(config, TYPES, ItemIndex(INTEGERS), precision="bf16").to(choose_device()).eval()
+
+
+def aligned(seed: int = 0) -> AlignedEncoder:
+    inner = sequence(seed)
+    turned = np.linalg.qr(np.random.default_rng(seed).normal(size=(16, 16)))[0].astype(np.float32)
+    return AlignedEncoder(inner, torch.from_numpy(turned), Alignment("new", "old", 60, 0.1, 0.2, 0.3, 0.4)).eval()
+
+
+def aligned_in_bf16(seed: int = 0) -> AlignedEncoder:
+    inner = sequence_in_bf16(seed)
+    turned = np.linalg.qr(np.random.default_rng(seed).normal(size=(64, 64)))[0].astype(np.float32)
+    return AlignedEncoder(inner, torch.from_numpy(turned), Alignment("new", "old", 60, 0.1, 0.2, 0.3, 0.4)).eval()
+
+
+ENCODERS: dict[str, Case] = {
+    "sequence": Case(sequence),
+    "sequence of strings and values": Case(sequence_of_strings_and_values, strings=True),
+    "sequence in bf16": Case(sequence_in_bf16),
+    "aligned": Case(aligned),
+    "aligned in bf16": Case(aligned_in_bf16),
+}
