@@ -49,6 +49,7 @@ class TrainingConfig:
     min_item_count: int = 1  # rarer items are the unknown item
     full_softmax_items: int = 30_000  # up to here the loss sees the whole catalogue, beyond it a sample
     negatives: int = 2048  # size of that sample, shared by a batch
+    matryoshka: tuple[int, ...] = ()  # prefixes of a vector trained to rank by themselves; each costs a loss more
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +165,20 @@ class Trainer:
     def _loss(self, inputs: Tokens, wanted: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         self.model.train()
         with autocast(self.device, self.precision):
-            states = self.model(inputs)[wanted]  # (P, D)
+            states = self.model(inputs)[wanted].float()  # (P, D)
         table = self.model.item_table.weight[1:]  # (V, D)
+        # Matryoshka (https://arxiv.org/abs/2205.13147): the mean of the losses of all prefixes, the whole among them
+        sizes = (*self.config.matryoshka, self.model.dim)
+        losses = [self._ranking_loss(states[:, :size], table[:, :size], targets, weights) for size in sizes]
+        return torch.stack(losses).mean()
+
+    def _ranking_loss(
+        self, states: torch.Tensor, table: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
         if self.sampler is not None:
-            return sampled_softmax_loss(states.float(), table, targets, weights, self.sampler)
+            return sampled_softmax_loss(states, table, targets, weights, self.sampler)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        return full_softmax_loss(states.float(), table, targets, weights, dtype)
+        return full_softmax_loss(states, table, targets, weights, dtype)
 
     @torch.no_grad()
     def _advance(self) -> None:

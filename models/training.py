@@ -96,6 +96,11 @@ def _check(config: TrainingConfig, histories: HistoryBatch, types: Sequence[str]
             f"window_overlap is {config.window_overlap}: "
             f"choose 0 up to less than the context, {config.encoder.context}."
         )
+    if any(not 0 < size < config.encoder.dim for size in config.matryoshka):
+        raise DeclarationError(
+            f"matryoshka={config.matryoshka} names prefixes of vectors of {config.encoder.dim} dimensions: "
+            "choose sizes from 1 up to less than that."
+        )
     codes = histories.behavior_types
     if codes.min() < 0 or codes.max() >= len(types):
         raise DeclarationError(
