@@ -9,6 +9,8 @@ from feast_embeddings.models.artifact import (
     register_encoder,
     save_encoder,
 )
+from feast_embeddings.models.autoencoder import AutoEncoder, AutoEncoderConfig
+from feast_embeddings.models.bags import Bagger, Bags
 from feast_embeddings.models.baselines import markov_table, popularity, repeat_purchase
 from feast_embeddings.models.batch import HistoryBatch
 from feast_embeddings.models.encoder import Encoder, EncoderState, space_of
@@ -21,6 +23,10 @@ from feast_embeddings.models.training import TrainResult, train
 __all__ = [
     "AlignedEncoder",
     "Alignment",
+    "AutoEncoder",
+    "AutoEncoderConfig",
+    "Bagger",
+    "Bags",
     "Encoder",
     "EncoderState",
     "EpochReport",

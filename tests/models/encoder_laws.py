@@ -14,6 +14,8 @@ import torch
 from feast_embeddings.models import (
     AlignedEncoder,
     Alignment,
+    AutoEncoder,
+    AutoEncoderConfig,
     ItemIndex,
     SequenceConfig,
     SequenceEncoder,
@@ -81,10 +83,24 @@ def aligned_in_bf16(seed: int = 0) -> AlignedEncoder:
     return AlignedEncoder(inner, torch.from_numpy(turned), Alignment("new", "old", 60, 0.1, 0.2, 0.3, 0.4)).eval()
 
 
+def autoencoder(seed: int = 0) -> AutoEncoder:
+    torch.manual_seed(seed)
+    config = AutoEncoderConfig(dim=17, context=40, stacked=True, half_life_days=20.0)
+    return AutoEncoder(config, TYPES, ItemIndex(INTEGERS), (0.2, 0.5, 1.0)).to(choose_device()).eval()
+
+
+def deep_autoencoder_of_strings(seed: int = 0) -> AutoEncoder:
+    torch.manual_seed(seed)
+    config = AutoEncoderConfig(dim=33, context=60, hidden=(48,), activation="softsign", normalize=True)
+    return AutoEncoder(config, TYPES, ItemIndex(STRINGS)).to(choose_device()).eval()
+
+
 ENCODERS: dict[str, Case] = {
     "sequence": Case(sequence),
     "sequence of strings and values": Case(sequence_of_strings_and_values, strings=True),
     "sequence in bf16": Case(sequence_in_bf16),
     "aligned": Case(aligned),
     "aligned in bf16": Case(aligned_in_bf16),
+    "autoencoder": Case(autoencoder),
+    "deep autoencoder of strings": Case(deep_autoencoder_of_strings, strings=True),
 }
