@@ -1,0 +1,254 @@
+"""Behaviors from Redis Streams, the default source: one stream per partition, a consumer group per view.
+
+An entry holds one payload in its field ``behavior``. Its id, ``<ms>-<sequence>``, is the offset
+``ms · 2^20 + sequence``: int64, growing, and reversible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+import numpy as np
+import redis
+
+from feast_embeddings.materialize.stream.contract import Delivery, Positions, Ranges, joined, partition_of
+from feast_embeddings.models.batch import Int64s
+from feast_embeddings.models.errors import StreamError
+
+FIELD: Final = b"behavior"
+SEQUENCE_BITS: Final = 20
+_CLAIM: Final = 1000
+_TRIM_EVERY: Final = 50  # commits
+
+Client = Callable[[], AbstractContextManager[Any]]
+"""Gives a redis-py client for the length of a ``with`` block, as the online store does."""
+
+
+def stream_key(project: str, behaviors: str, partition: int) -> str:
+    """Key of one partition; the braces keep all partitions on one node of a cluster, as one read of them needs."""
+    return f"feast-embeddings:{{{project}:{behaviors}}}:behaviors:{partition}"
+
+
+def append_behaviors(
+    client: Any,
+    project: str,
+    behaviors: str,
+    partitions: int,
+    entity_ids: Sequence[int | str],
+    payloads: Sequence[bytes],
+) -> None:
+    """Append one payload per entity id, each to the stream of its entity's partition, in one pipeline."""
+    keys = [stream_key(project, behaviors, partition) for partition in range(partitions)]
+    pipe = client.pipeline(transaction=False)
+    for entity_id, payload in zip(entity_ids, payloads, strict=True):
+        pipe.execute_command("XADD", keys[partition_of(entity_id, partitions)], "*", FIELD, payload)
+    pipe.execute()
+
+
+class RedisStreams:
+    """A lane of the streams of one behaviors view; see :class:`~contract.Source` for the guarantee.
+
+    At least once: entries are delivered to a consumer group, stay pending until they are committed (``XACK``), and
+    what a dead worker left pending is claimed when its lane is opened anew (``XAUTOCLAIM``), in order, before
+    anything new. The caller holds the lane's lease, so that nobody else reads these partitions.
+
+    Args:
+        client: Gives a redis-py client.
+        project: Feast project.
+        behaviors: Name of the behaviors view.
+        group: Name of the consumer group: the embedding view.
+        partitions: The lane's partitions.
+        after: Recorded positions; entries at or before them are acknowledged, not delivered.
+        consumer: This worker.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        project: str,
+        behaviors: str,
+        group: str,
+        partitions: Sequence[int],
+        after: Positions | None = None,
+        consumer: str = "worker",
+    ) -> None:
+        self.name = behaviors
+        self._client = client
+        self._group, self._consumer = group, consumer
+        self._keys = {partition: stream_key(project, behaviors, partition) for partition in partitions}
+        self._partition_of = {key.encode(): partition for partition, key in self._keys.items()}
+        self._after = dict(after or {})
+        self._delivered: dict[int, int] = {}
+        self._unacked: dict[int, list[tuple[Int64s, list[bytes]]]] = {partition: [] for partition in partitions}
+        self._claimed: list[Delivery] = []
+        self._commits = 0
+        self._call(self._open)
+
+    def next_batch(self, max_events: int, max_wait_s: float) -> Delivery | None:
+        """As the contract says; a count is per partition in Redis, so each gets its share of ``max_events``."""
+        if self._claimed:
+            return self._remember(self._claimed.pop(0))
+        share = max(max_events // len(self._keys), 1)
+        answer = self._call(lambda client: self._read(client, share, max_wait_s))
+        delivery = joined(self.name, [self._delivery(key, entries) for key, entries in answer])
+        return None if delivery is None else self._remember(delivery)
+
+    def snapshot(self) -> dict[int, int]:
+        """As the contract says."""
+        return dict(self._delivered)
+
+    def replay(self, ranges: Ranges) -> Delivery:
+        """As the contract says."""
+        found = self._call(lambda client: [self._range(client, *each) for each in ranges.items()])
+        for delivery, (partition, (first, last)) in zip(found, ranges.items(), strict=True):
+            if not len(delivery) or (delivery.offsets[0], delivery.offsets[-1]) != (first, last):
+                raise StreamError(
+                    f"Stream {self._key(partition)} no longer holds the recorded entries {entry_id(first).decode()} "
+                    f"to {entry_id(last).decode()}: something trimmed it. Restore the stream, or abandon the tick by running "
+                    "`feast materialize` once its behaviors are in the behavior log."
+                )
+        delivery = joined(self.name, found)
+        return delivery if delivery is not None else _empty(self.name)
+
+    def commit(self, positions: Positions) -> None:
+        """As the contract says; now and then, entries that every group is done with are dropped from the stream."""
+        self._after |= {partition: max(last, self._after.get(partition, -1)) for partition, last in positions.items()}
+        done = {partition: self._take_unacked(partition, last) for partition, last in positions.items()}
+        self._call(lambda client: self._acknowledge(client, done))
+        self._commits += 1
+        if self._commits % _TRIM_EVERY == 0:
+            self._call(self._trim)
+
+    def lag(self) -> dict[int, int]:
+        """As the contract says."""
+        lags: dict[int, int] = self._call(
+            lambda client: {p: self._lag_of(client, key) for p, key in self._keys.items()}
+        )
+        return lags
+
+    def close(self) -> None:
+        """Nothing to give back: the client is the store's. What is pending stays so, for the lane's next worker."""
+
+    # ── private ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _call(self, work: Callable[[Any], Any]) -> Any:
+        try:
+            with self._client() as client:
+                return work(client)
+        except redis.RedisError as error:
+            raise StreamError(
+                f"Streams of behaviors {self.name!r} in Redis: {error}. Check that the server of online_store can be "
+                "reached; nothing was lost: what is not committed is delivered again."
+            ) from error
+
+    def _open(self, client: Any) -> None:
+        for partition, key in self._keys.items():
+            try:
+                client.xgroup_create(key, self._group, id="0", mkstream=True)
+            except redis.ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+            cursor: bytes = b"0-0"
+            while True:
+                answer = client.execute_command(
+                    "XAUTOCLAIM", key, self._group, self._consumer, 0, cursor, "COUNT", _CLAIM
+                )
+                self._claim(client, partition, answer[1])
+                cursor = answer[0]
+                if cursor == b"0-0":
+                    break
+
+    def _claim(self, client: Any, partition: int, entries: list[Any]) -> None:
+        """Keep claimed entries for delivery; those at or before a recorded position were applied by whoever died."""
+        delivery = self._delivery(self._keys[partition].encode(), [entry for entry in entries if entry[1]])
+        if not len(delivery):
+            return
+        done = delivery.offsets <= self._after.get(partition, -1)
+        if done.any():
+            client.xack(self._keys[partition], self._group, *map(entry_id, delivery.offsets[done].tolist()))
+        rest = delivery.after(self._after)
+        if len(rest):
+            self._claimed.append(rest)
+
+    def _read(self, client: Any, count: int, wait_s: float) -> list[Any]:
+        wait = ["BLOCK", max(round(wait_s * 1000), 1)] if wait_s > 0 else []
+        new = [b">"] * len(self._keys)
+        command = ["XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count, *wait, "STREAMS"]
+        answer = client.execute_command(*command, *self._keys.values(), *new)
+        return list(answer.items()) if isinstance(answer, dict) else answer or []
+
+    def _range(self, client: Any, partition: int, bounds: tuple[int, int]) -> Delivery:
+        entries = client.xrange(self._key(partition), *map(entry_id, bounds))
+        return self._delivery(self._key(partition).encode(), entries)
+
+    def _delivery(self, key: bytes, entries: list[Any]) -> Delivery:
+        ids = [entry[0] for entry in entries]
+        offsets = offsets_of(ids)
+        payloads = [entry[1].get(FIELD, b"") for entry in entries]
+        partitions = np.full(len(ids), self._partition_of[key], np.int64)
+        return Delivery(self.name, partitions, offsets, payloads, (offsets >> SEQUENCE_BITS) * 1000)
+
+    def _remember(self, delivery: Delivery) -> Delivery | None:
+        for partition, last in delivery.positions.items():
+            offsets = delivery.offsets[delivery.partitions == partition]
+            self._unacked[partition].append((offsets, list(map(entry_id, offsets.tolist()))))
+            self._delivered[partition] = last
+        rest = delivery.after(self._after)  # a group that was reset delivers what is done already
+        return rest if len(rest) else None
+
+    def _take_unacked(self, partition: int, last: int) -> list[bytes]:
+        waiting, taken = self._unacked.get(partition, []), []
+        while waiting and waiting[0][0][0] <= last:
+            offsets, ids = waiting.pop(0)
+            count = int(np.searchsorted(offsets, last, side="right"))
+            taken += ids[:count]
+            if count < len(ids):
+                waiting.insert(0, (offsets[count:], ids[count:]))
+        return taken
+
+    def _acknowledge(self, client: Any, done: dict[int, list[bytes]]) -> None:
+        pipe = client.pipeline(transaction=False)
+        for partition, ids in done.items():
+            if ids:
+                pipe.execute_command("XACK", self._key(partition), self._group, *ids)
+        pipe.execute()
+
+    def _trim(self, client: Any) -> None:
+        for key in self._keys.values():
+            oldest = []
+            for group in client.xinfo_groups(key):
+                pending = client.xpending(key, group["name"])
+                oldest.append(pending["min"] or group["last-delivered-id"])
+            if oldest:
+                first = min(oldest, key=lambda each: offsets_of([each])[0])
+                client.execute_command("XTRIM", key, "MINID", "~", first)
+
+    def _lag_of(self, client: Any, key: str) -> int:
+        found = {group["name"]: group for group in client.xinfo_groups(key)}
+        group = found.get(self._group.encode(), {})
+        if group.get("lag") is not None:
+            return int(group["lag"])
+        return len(client.xrange(key, b"(" + group.get("last-delivered-id", b"0-0"), b"+", count=100_000))
+
+    def _key(self, partition: int) -> str:
+        return self._keys[partition]
+
+
+def offsets_of(ids: Sequence[bytes]) -> Int64s:
+    """Entry ids as offsets, int64 [N]."""
+    if not ids:
+        return np.empty(0, np.int64)
+    numbers = np.fromstring(b",".join(ids).replace(b"-", b",").decode(), np.int64, sep=",").reshape(-1, 2)
+    return (numbers[:, 0] << SEQUENCE_BITS) + numbers[:, 1]
+
+
+def entry_id(offset: int) -> bytes:
+    """The entry id of an offset."""
+    return b"%d-%d" % (offset >> SEQUENCE_BITS, offset & ((1 << SEQUENCE_BITS) - 1))
+
+
+def _empty(name: str) -> Delivery:
+    nothing = np.empty(0, np.int64)
+    return Delivery(name, nothing, nothing, [], nothing)
