@@ -106,8 +106,8 @@ class RedisStreams:
             if not len(delivery) or (delivery.offsets[0], delivery.offsets[-1]) != (first, last):
                 raise StreamError(
                     f"Stream {self._key(partition)} no longer holds the recorded entries {entry_id(first).decode()} "
-                    f"to {entry_id(last).decode()}: something trimmed it. Restore the stream, or abandon the tick by running "
-                    "`feast materialize` once its behaviors are in the behavior log."
+                    f"to {entry_id(last).decode()}: something trimmed it. Restore the "
+                    "stream, or raise how many entries it keeps."
                 )
         delivery = joined(self.name, found)
         return delivery if delivery is not None else _empty(self.name)
