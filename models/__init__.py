@@ -10,13 +10,25 @@ from feast_embeddings.models.artifact import (
     save_encoder,
 )
 from feast_embeddings.models.autoencoder import AutoEncoder, AutoEncoderConfig
+from feast_embeddings.models.autoencoder_config import AutoEncoderTraining
+from feast_embeddings.models.autoencoder_training import AutoEncoderResult, train_autoencoder
 from feast_embeddings.models.bags import Bagger, Bags
 from feast_embeddings.models.baselines import markov_table, popularity, repeat_purchase
 from feast_embeddings.models.batch import HistoryBatch
 from feast_embeddings.models.encoder import Encoder, EncoderState, space_of
+from feast_embeddings.models.fusion import FusionEncoder, fusing
+from feast_embeddings.models.item_features import ItemFeatures
 from feast_embeddings.models.preprocessing import ItemIndex, ValueNormalizer
 from feast_embeddings.models.ranking import Ragged, RankingScores, Scorer, evaluate_ranking, inner_products
+from feast_embeddings.models.reconstruction import (
+    TypeErrors,
+    draw_reconstruction,
+    reconstruction_errors,
+    reconstructions,
+)
 from feast_embeddings.models.sequence import SequenceConfig, SequenceEncoder
+from feast_embeddings.models.text import TextEncoder
+from feast_embeddings.models.text_model import TextModel
 from feast_embeddings.models.trainer import EpochReport, TrainingConfig
 from feast_embeddings.models.training import TrainResult, train
 
@@ -25,12 +37,16 @@ __all__ = [
     "Alignment",
     "AutoEncoder",
     "AutoEncoderConfig",
+    "AutoEncoderResult",
+    "AutoEncoderTraining",
     "Bagger",
     "Bags",
     "Encoder",
     "EncoderState",
     "EpochReport",
+    "FusionEncoder",
     "HistoryBatch",
+    "ItemFeatures",
     "ItemIndex",
     "Manifest",
     "Ragged",
@@ -39,19 +55,27 @@ __all__ = [
     "SequenceConfig",
     "SequenceEncoder",
     "StorableEncoder",
+    "TextEncoder",
+    "TextModel",
     "TrainResult",
     "TrainingConfig",
+    "TypeErrors",
     "ValueNormalizer",
     "align",
+    "draw_reconstruction",
     "evaluate_ranking",
+    "fusing",
     "inner_products",
     "load_encoder",
     "markov_table",
     "popularity",
     "read_manifest",
+    "reconstruction_errors",
+    "reconstructions",
     "register_encoder",
     "repeat_purchase",
     "save_encoder",
     "space_of",
     "train",
+    "train_autoencoder",
 ]

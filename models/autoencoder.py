@@ -38,6 +38,7 @@ class AutoEncoderConfig:
     stacked: bool = False  # columns of its own for each behavior type, or one per item with the types weighted
     half_life_days: float | None = None  # of a behavior's weight; None: age does not matter
     normalize: bool = False  # bags brought to length 1, as the likelihood variants want them
+    logits: bool = False  # what the decoder tells: a bag, or the logits of a multinomial over its items
 
     def __post_init__(self) -> None:
         """Refuses sizes that cannot be built."""
@@ -130,7 +131,7 @@ class AutoEncoder(nn.Module):
         return self._above(F.linear(rows, self.bag_table.weight.T))
 
     def reconstruct(self, codes: torch.Tensor) -> torch.Tensor:
-        """Bags (B, C) of codes (B, dim − 1); under a multinomial likelihood, their logits."""
+        """Bags (B, C) of codes (B, dim − 1); with ``config.logits``, logits."""
         bags: torch.Tensor = self.decoder(codes)
         return bags
 
