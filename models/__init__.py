@@ -15,6 +15,7 @@ from feast_embeddings.models.autoencoder_training import AutoEncoderResult, trai
 from feast_embeddings.models.bags import Bagger, Bags
 from feast_embeddings.models.baselines import markov_table, popularity, repeat_purchase
 from feast_embeddings.models.batch import HistoryBatch
+from feast_embeddings.models.cached import CachedState
 from feast_embeddings.models.encoder import Encoder, EncoderState, space_of
 from feast_embeddings.models.fusion import FusionEncoder, fusing
 from feast_embeddings.models.item_features import ItemFeatures
@@ -41,6 +42,7 @@ __all__ = [
     "AutoEncoderTraining",
     "Bagger",
     "Bags",
+    "CachedState",
     "Encoder",
     "EncoderState",
     "EpochReport",

@@ -63,6 +63,11 @@ class EpochReport:
     seconds: float
 
 
+Builder = Callable[[SequenceConfig, tuple[str, ...], ItemIndex, ValueNormalizer | None], SequenceEncoder]
+"""Makes the encoder to train from its architecture, behavior types, items and normalizer. It may know more items than
+those, in rows after theirs."""
+
+
 class Trainer:
     """Weights, their running average and the optimizer, on one set of histories.
 
@@ -75,6 +80,7 @@ class Trainer:
         behavior_types: Names behind the codes.
         type_weights: float32 [T].
         device: To train on.
+        build: Makes the encoder.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Trainer:
         behavior_types: tuple[str, ...],
         type_weights: Float32s,
         device: torch.device,
+        build: Builder = SequenceEncoder,
     ) -> None:
         self.config, self.device = config, device
         self.precision = training_precision(device)
@@ -100,7 +107,9 @@ class Trainer:
         _check_targets(self.target_weights, training, config.min_item_count)
         with torch.random.fork_rng(devices=_cuda_indexes(device)):
             torch.manual_seed(config.seed)
-            self.model = SequenceEncoder(config.encoder, behavior_types, index, normalizer).to(device)
+            self.model = build(config.encoder, behavior_types, index, normalizer).to(device)
+        if build is not SequenceEncoder:  # what the builder adds belongs to the run as well
+            self.identity += self.model.space
         self.average = deepcopy(self.model).eval().requires_grad_(requires_grad=False)
         self.best = deepcopy(self.average)
         self.optimizer = torch.optim.Adam(self.model.parameters(), config.learning_rate, fused=device.type != "mps")

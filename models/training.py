@@ -18,7 +18,7 @@ from feast_embeddings.models.checkpoint import Checkpoint
 from feast_embeddings.models.device import choose_device
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.sequence import SequenceEncoder
-from feast_embeddings.models.trainer import EpochReport, Trainer, TrainingConfig, check_trainable
+from feast_embeddings.models.trainer import Builder, EpochReport, Trainer, TrainingConfig, check_trainable
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ def train(
     resume: bool = True,
     progress: bool = False,
     device: str | torch.device | None = None,
+    build: Builder = SequenceEncoder,
 ) -> TrainResult:
     """Trains on whole histories, one per entity; the same input gives the same weights on one machine.
 
@@ -66,6 +67,7 @@ def train(
         resume: Whether to go on from a checkpoint there; False starts over.
         progress: Whether to draw a progress bar.
         device: cuda, mps or cpu; None chooses.
+        build: Makes the encoder, such as `fusion.fusing` for items with text and attributes.
 
     Raises:
         BehaviorSourceError: There is nothing to learn from.
@@ -76,7 +78,7 @@ def train(
     check_trainable(histories)
     _check(config, histories, behavior_types, weights.astype(np.float32))
     chosen = choose_device(device)
-    trainer = Trainer(config, histories, tuple(behavior_types), weights.astype(np.float32), chosen)
+    trainer = Trainer(config, histories, tuple(behavior_types), weights.astype(np.float32), chosen, build)
     directory = Path(checkpoint_dir) if checkpoint_dir is not None else None
     if directory is not None and resume and (checkpoint := Checkpoint.load(directory, trainer.identity)):
         trainer.restore(checkpoint)

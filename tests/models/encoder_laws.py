@@ -16,13 +16,18 @@ from feast_embeddings.models import (
     Alignment,
     AutoEncoder,
     AutoEncoderConfig,
+    FusionEncoder,
+    ItemFeatures,
     ItemIndex,
     SequenceConfig,
     SequenceEncoder,
     StorableEncoder,
+    TextEncoder,
     ValueNormalizer,
+    fusing,
 )
 from feast_embeddings.models.device import choose_device
+from feast_embeddings.models.text import TextMap
 
 TYPES = ("view", "cart", "buy")
 INTEGERS = np.arange(60)
@@ -55,7 +60,10 @@ class Case:
 def sequence(seed: int = 0) -> SequenceEncoder:
     torch.manual_seed(seed)
     config = SequenceConfig(dim=16, context=40, heads=2, hidden=32)
-    return SequenceEncoder(config, TYPES, ItemIndex(INTEGERS)).to(choose_device()).eval()
+    encoder = SequenceEncoder(config, TYPES, ItemIndex(INTEGERS))
+    for block in encoder.blocks:
+        torch.nn.init.normal_(block.distance_bias)  # as after training: distance counts
+    return encoder.to(choose_device()).eval()
 
 
 def sequence_of_strings_and_values(seed: int = 0) -> SequenceEncoder:
@@ -95,12 +103,37 @@ def deep_autoencoder_of_strings(seed: int = 0) -> AutoEncoder:
     return AutoEncoder(config, TYPES, ItemIndex(STRINGS)).to(choose_device()).eval()
 
 
+def with_text(seed: int = 0) -> TextEncoder:
+    inner, rng = sequence(seed), np.random.default_rng(seed)
+    text_map = TextMap(rng.normal(size=(24, 16)).astype(np.float32), np.zeros(16, np.float32), 0.1, 0.5)
+    table = rng.normal(size=(60, 16)).astype(np.float32)
+    return TextEncoder(inner, text_map, INTEGERS, table, "nowhere", "0" * 16).eval()
+
+
+def fusion(seed: int = 0) -> FusionEncoder:
+    """Items 50 … 59 were never bought; of each modality some rows are missing."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(60, 24)).astype(np.float32)
+    vectors[::3] = np.nan
+    features = ItemFeatures(
+        INTEGERS,
+        vectors={"text": vectors},
+        labels={"genre": [None if item % 4 == 0 else ["a", "bcd"[item % 3]] for item in range(60)]},
+        numbers={"price": np.where(INTEGERS % 5, rng.lognormal(size=60), np.nan).astype(np.float32)},
+    )
+    torch.manual_seed(seed)
+    config = SequenceConfig(dim=16, context=20, blocks=1, heads=2, hidden=32)
+    return fusing(features)(config, TYPES, ItemIndex(INTEGERS[:50]), None).to(choose_device()).eval()
+
+
 ENCODERS: dict[str, Case] = {
     "sequence": Case(sequence),
     "sequence of strings and values": Case(sequence_of_strings_and_values, strings=True),
     "sequence in bf16": Case(sequence_in_bf16),
     "aligned": Case(aligned),
     "aligned in bf16": Case(aligned_in_bf16),
+    "with text": Case(with_text),
+    "fusion": Case(fusion),
     "autoencoder": Case(autoencoder),
     "deep autoencoder of strings": Case(deep_autoencoder_of_strings, strings=True),
 }
