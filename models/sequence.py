@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from feast_embeddings.models.artifact import register_encoder
-from feast_embeddings.models.batch import Float32s, HistoryBatch, Ids, Int64s
-from feast_embeddings.models.device import Precision, autocast, choose_device, choose_precision, numeric_path
+from feast_embeddings.models.attention import Block
+from feast_embeddings.models.batch import Float32s, HistoryBatch, Ids
+from feast_embeddings.models.cached import CachedState, empty_state, extended
+from feast_embeddings.models.chunks import Landing, chunk_rows, width_chunks, widths_to
+from feast_embeddings.models.device import Precision, autocast, choose_device, choose_precision, numeric_path, to_device
 from feast_embeddings.models.encoder import Bools, EncoderState, space_of
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.preprocessing import GAP_BUCKETS, ItemIndex, ValueKind, ValueNormalizer
 from feast_embeddings.models.tokens import Tokens, latest
-
-# Widths to which a history is padded, chosen from its own length only, so that its vector cannot depend on
-# its neighbors.
-_WIDTHS = (8, 16, 32, 50, 64, 100, 128, 200, 256, 384, 512, 768, 1024)
-
-# Tokens per chunk: every chunk of a width has the same shape, whatever the batch, because a matrix product
-# of another shape may add in another order. Small enough on a CPU for one history to be quick, large enough
-# on a GPU to fill it.
-_CHUNK_TOKENS = {"cpu": 1024, "mps": 16384, "cuda": 65536}
-
-# Matrix products of fewer rows are shared among threads in another way, and so add in another order.
-_LEAST_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,51 +42,10 @@ class SequenceConfig:
         if min(self.dim, self.context, self.blocks, self.heads, self.hidden) < 1 or self.dim % self.heads:
             raise DeclarationError(f"{self} cannot be built: sizes must be positive, and dim a multiple of heads.")
 
-
-class Block(nn.Module):
-    """Pre-norm block: causal attention, then a gated feed-forward layer."""
-
-    def __init__(self, config: SequenceConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.attention_norm = nn.LayerNorm(config.dim)
-        self.attention_in = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.attention_out = nn.Linear(config.dim, config.dim, bias=False)
-        self.forward_norm = nn.LayerNorm(config.dim)
-        self.forward_in = nn.Linear(config.dim, 2 * config.hidden, bias=False)
-        self.forward_out = nn.Linear(config.hidden, config.dim, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """States (B, L, D) to states (B, L, D)."""
-        x = x + self.dropout(self.attend(self.attention_norm(x)))
-        out: torch.Tensor = x + self.dropout(self.feed_forward(self.forward_norm(x)))
-        return out
-
-    def last(self, x: torch.Tensor, at: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """What ``forward`` gives at P positions (rows, columns), states (P, D), for about half of its work."""
-        x = x[at] + self.attention_out(self.mix(self.attention_norm(x))[at])
-        out: torch.Tensor = x + self.feed_forward(self.forward_norm(x))
-        return out
-
-    def attend(self, x: torch.Tensor) -> torch.Tensor:
-        """Causal attention (B, L, D) to (B, L, D)."""
-        out: torch.Tensor = self.attention_out(self.mix(x))
-        return out
-
-    def mix(self, x: torch.Tensor) -> torch.Tensor:
-        """Attention before its output layer; padding is on the right, so no real position ever sees it."""
-        rows, width, dim = x.shape
-        heads = self.attention_in(x).view(rows, width, 3, self.heads, dim // self.heads)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)  # each (B, H, L, D / H)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, L, D / H)
-        return mixed.transpose(1, 2).reshape(rows, width, dim)
-
-    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        """ReGLU (https://arxiv.org/abs/2002.05202): ReLU, unlike a sigmoid, rounds alike in vector and scalar code."""
-        gate, value = self.forward_in(x).chunk(2, dim=-1)  # each (B, L, hidden)
-        out: torch.Tensor = self.forward_out(F.relu(gate) * value)
-        return out
+    @property
+    def span(self) -> int:
+        """Behaviors that one block attends to: as many as make all blocks together look at ``context`` at most."""
+        return (self.context - 1) // self.blocks + 1
 
 
 @register_encoder("sequence")
@@ -127,7 +78,6 @@ class SequenceEncoder(nn.Module):
         self.item_table = nn.Embedding(len(items) + 1, config.dim)  # row 0 is the unknown item
         self.type_table = nn.Embedding(len(behavior_types) + 1, config.dim)  # last row: types younger than the encoder
         self.gap_table = nn.Embedding(GAP_BUCKETS, config.dim)
-        self.position_table = nn.Embedding(config.context, config.dim)
         self.value_projection = nn.Linear(2, config.dim, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
@@ -165,34 +115,38 @@ class SequenceEncoder(nn.Module):
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
         """Final-normed states (B, L, D) of padded tokens [B, L]."""
-        x = self._embed(tokens)
-        for block in self.blocks:
-            x = block(x)
+        x = self.embedded(tokens)
+        for block, bias in zip(self._blocks(), self._biases(x.shape[1]), strict=True):
+            x = block(x, bias)
         states: torch.Tensor = self.norm(x)
         return states
 
-    def _last_states(self, tokens: Tokens, last: torch.Tensor) -> torch.Tensor:
-        """Final-normed states (B, D) at positions ``last`` (B,)."""
-        x = self._embed(tokens)
-        for block in self.blocks[:-1]:
-            x = block(x)
-        rows = torch.arange(max(len(last), _LEAST_ROWS), device=last.device) % len(last)
-        x = cast(Block, self.blocks[-1]).last(x, (rows, last[rows]))  # (max(B, least), D)
-        states: torch.Tensor = self.norm(x)[: len(last)]
+    def last_states(self, tokens: Tokens, last: torch.Tensor, biases: list[torch.Tensor]) -> torch.Tensor:
+        """Final-normed states (B, D) at columns ``last`` (B,) of padded tokens [B, L]."""
+        x = self.embedded(tokens)
+        *before, final = self._blocks()
+        for block, bias in zip(before, biases, strict=False):
+            x = block(x, bias)
+        states: torch.Tensor = self.norm(final.last(x, last, biases[-1]))
         return states
 
-    def _embed(self, tokens: Tokens) -> torch.Tensor:
+    def embedded(self, tokens: Tokens) -> torch.Tensor:
         """What enters the blocks (B, L, D): the sum of what is known of each behavior."""
         items = tokens.items
         if self.training and self.config.item_dropout:
             items = items.masked_fill(torch.rand(items.shape, device=items.device) < self.config.item_dropout, 0)
         x = self.item_table(items) * self.dim**0.5  # (B, L, D)
-        x = x + self.position_table.weight[: items.shape[1]]
         x = x + self.type_table(tokens.types) + self.gap_table(tokens.gaps)
         if self.normalizer is not None:
             x = x + self.value_projection(tokens.values)
         embedded: torch.Tensor = self.dropout(x)
         return embedded
+
+    def _blocks(self) -> list[Block]:
+        return [cast(Block, block) for block in self.blocks]
+
+    def _biases(self, width: int) -> list[torch.Tensor]:
+        return [block.causal_bias(width) for block in self._blocks()]
 
     def encode(self, batch: HistoryBatch) -> Float32s:
         """Vectors of histories, float32 [B, dim]: from the last ``context`` behaviors, zeros where there are none.
@@ -200,36 +154,65 @@ class SequenceEncoder(nn.Module):
         On one machine and numeric path a vector is bit for bit the same in every batch, order and
         neighborhood. Memory is bounded by the chunk, not by the batch.
         """
+        return self._encode(batch, fixed=True)
+
+    def encode_now(self, batch: HistoryBatch) -> Float32s:
+        """The vectors of ``encode`` for a request that waits: no row or column of padding is computed for its own sake.
+
+        A vector may differ from that of ``encode`` in its last bits, and with its batch: it answers, and is
+        never stored.
+        """
+        return self._encode(batch, fixed=False)
+
+    def encode_with_state(self, batch: HistoryBatch) -> tuple[Float32s, CachedState]:
+        """Vectors of histories as ``encode`` gives them, within 1e-5 in float32, and what extends them later."""
+        return self.extend_state(empty_state(self, batch), batch)
+
+    def extend_state(self, state: CachedState, new: HistoryBatch) -> tuple[Float32s, CachedState]:
+        """Vectors float32 [U, dim] after each user's ``new`` behaviors, as of ``new.as_of``, and the state then.
+
+        Costs O(context) per new behavior, also when older ones leave the window, and equals the encode of the whole
+        history within 1e-5 in float32. Without new behaviors it is the vector as of a later time. A row's
+        result does not depend on its neighbors. The state given stays as it was.
+
+        Args:
+            state: Of U users, from here or from ``encode_with_state``.
+            new: U histories of what happened since, none older than the state's last behavior.
+
+        Raises:
+            SpaceError: The state is of another encoder or numeric path.
+            BehaviorSourceError: A new behavior is too old, or the numbers of users differ.
+        """
+        return extended(self, state, new)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Meanwhile the encoder is in evaluation mode and its precision, and nothing is recorded for gradients."""
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode(), autocast(self.device, self.precision):
+                yield
+        finally:
+            self.train(was_training)
+
+    def _encode(self, batch: HistoryBatch, *, fixed: bool) -> Float32s:
         batch = latest(batch, self.context)
         tokens = Tokens.of(batch, self.items, self.normalizer, len(self.behavior_types))
         vectors = np.zeros((len(batch), self.dim), np.float32)
-        was_training = self.training
-        self.eval()
-        with torch.inference_mode(), autocast(self.device, self.precision):
-            for rows, width in self._chunks(batch.lengths):
-                vectors[rows] = self._encode_chunk(tokens, batch, rows, width)
-        self.train(was_training)
-        return vectors
-
-    def _chunks(self, lengths: Int64s) -> Iterator[tuple[Int64s, int]]:
-        widths = np.array([*(width for width in _WIDTHS if width < self.context), self.context])
-        width_of = np.searchsorted(widths, lengths)
-        for position, width in enumerate(widths.tolist()):
-            rows = np.flatnonzero((width_of == position) & (lengths > 0))
-            size = self._chunk_rows(width)
-            for start in range(0, len(rows), size):
-                yield rows[start : start + size], width
-
-    def _chunk_rows(self, width: int) -> int:
-        return max(1, _CHUNK_TOKENS[self.device.type] // width)
-
-    def _encode_chunk(self, tokens: Tokens, batch: HistoryBatch, rows: Int64s, width: int) -> Float32s:
-        starts, lengths = np.zeros((2, self._chunk_rows(width)), np.int64)  # rows beyond the chunk's are padding
-        starts[: len(rows)], lengths[: len(rows)] = batch.offsets[rows], batch.lengths[rows]
-        padded = tokens.padded(torch.from_numpy(starts), torch.from_numpy(lengths), width)
-        last = torch.from_numpy(np.maximum(lengths - 1, 0)).to(self.device)
-        states = self._last_states(padded.to(self.device), last)  # (R, D)
-        vectors: Float32s = states[: len(rows)].float().cpu().numpy()
+        landing, biases = Landing(vectors, self.device), list[torch.Tensor]()
+        with self.evaluating():
+            for rows, width in width_chunks(batch.lengths, widths_to(self.context), partial(chunk_rows, self.device)):
+                size = chunk_rows(self.device, width) if fixed else len(rows)
+                width = width if fixed else int(batch.lengths[rows].max())  # noqa: PLW2901
+                if not biases or biases[0].shape[-1] != width:
+                    biases = self._biases(width)
+                starts, lengths = np.zeros((2, size), np.int64)  # rows beyond the chunk's are padding
+                starts[: len(rows)], lengths[: len(rows)] = batch.offsets[rows], batch.lengths[rows]
+                padded = tokens.padded(torch.from_numpy(starts), torch.from_numpy(lengths), width).to(self.device)
+                last = to_device(torch.from_numpy(np.maximum(lengths - 1, 0)), self.device)
+                landing.put(rows, self.last_states(padded, last, biases))  # (R, D)
+            landing.finish()
         return vectors
 
     def encode_items(self, items: Ids) -> tuple[Float32s, Bools]:
