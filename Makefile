@@ -9,7 +9,7 @@ TORCH   = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types wheel bench-online-retail bench-quality bench-online faults concurrency clean
+.PHONY: help setup demo test lint types wheel bench-online-retail bench-quality bench-online faults concurrency fuzz clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -46,6 +46,9 @@ faults: setup  ## prove that 1,000 schedules of stopped, killed and sleeping job
 
 concurrency: setup  ## prove that 1,000 cutovers under eight reader processes never show a mixture
 	@$(BIN)/python benchmarks/concurrency.py
+
+fuzz: setup  ## prove that 200,000 broken and whole messages are each applied or quarantined
+	@$(BIN)/python benchmarks/fuzz.py
 
 wheel: setup  ## build the wheel and the source archive into dist/
 	@$(BIN)/python -m build --outdir dist
