@@ -15,12 +15,12 @@ from feast_embeddings.models.autoencoder_training import AutoEncoderResult, trai
 from feast_embeddings.models.bags import Bagger, Bags
 from feast_embeddings.models.baselines import markov_table, popularity, repeat_purchase
 from feast_embeddings.models.batch import HistoryBatch
-from feast_embeddings.models.cached import CachedState
 from feast_embeddings.models.bootstrap import Estimate
+from feast_embeddings.models.cached import CachedState
 from feast_embeddings.models.encoder import Encoder, EncoderState, space_of
+from feast_embeddings.models.evaluation import BASELINES, Evaluation, MethodScores, evaluate
 from feast_embeddings.models.fusion import FusionEncoder, fusing
 from feast_embeddings.models.item_features import ItemFeatures
-from feast_embeddings.models.evaluation import BASELINES, Evaluation, MethodScores, evaluate
 from feast_embeddings.models.preprocessing import ItemIndex, ValueNormalizer
 from feast_embeddings.models.ranking import Ragged, RankingScores, Scorer, evaluate_ranking, inner_products
 from feast_embeddings.models.reconstruction import (
@@ -30,9 +30,9 @@ from feast_embeddings.models.reconstruction import (
     reconstructions,
 )
 from feast_embeddings.models.sequence import SequenceConfig, SequenceEncoder
+from feast_embeddings.models.splits import RankingTask, leave_one_out, time_split
 from feast_embeddings.models.text import TextEncoder
 from feast_embeddings.models.text_model import TextModel
-from feast_embeddings.models.splits import RankingTask, leave_one_out, time_split
 from feast_embeddings.models.trainer import EpochReport, TrainingConfig
 from feast_embeddings.models.training import TrainResult, train
 
