@@ -19,10 +19,10 @@ from feast_embeddings.materialize.recovery import restore
 from feast_embeddings.materialize.scaffold import write_repo
 from feast_embeddings.materialize.status import print_status
 from feast_embeddings.materialize.stores import online_store_of
-from feast_embeddings.materialize.train_job import train_declared
+from feast_embeddings.materialize.train_job import train_declared, training_config
 from feast_embeddings.materialize.workspace import Workspace
-from feast_embeddings.models import SequenceConfig, TrainingConfig, load_encoder, save_encoder
 from feast_embeddings.models import align as align_encoders
+from feast_embeddings.models import load_encoder, save_encoder
 from feast_embeddings.models.errors import DeclarationError, FeastEmbeddingsError
 
 app = typer.Typer(
@@ -70,13 +70,17 @@ def train(
     epochs: Annotated[int, typer.Option(help="At most so many passes over the behaviors.")] = 20,
     context: Annotated[int, typer.Option(help="Behaviors that the encoder looks at.")] = 50,
     seed: Annotated[int, typer.Option(help="The same seed gives the same encoder on one machine.")] = 0,
+    kind: Annotated[str, typer.Option(help="sequence, autoencoder or adversarial.")] = "sequence",
+    variant: Annotated[
+        str, typer.Option(help="Of an autoencoder: article, denoising, likelihood or variational.")
+    ] = "article",
 ) -> None:
     """Train the declared encoder on the behavior log."""
+    config = training_config(kind, variant, context=context, seed=seed, max_epochs=epochs, max_minutes=minutes)
     store = _store(repo)
-    config = TrainingConfig(encoder=SequenceConfig(context=context), seed=seed, max_epochs=epochs, max_minutes=minutes)
     until_us = None if until is None else us_of(until)
     made = train_declared(store, config, encoder=encoder, until_us=until_us)
-    best = made.result.epochs[made.result.best_epoch - 1]
+    best = next(report for report in made.result.epochs if report.epoch == made.result.best_epoch)
     quality = "" if best.ndcg10 is None else f", validation HR@10 {best.hr10:.3f}, NDCG@10 {best.ndcg10:.3f}"
     typer.echo(
         f"Encoder {made.spec.encoder!r}: {made.behaviors:,} behaviors of {made.entities:,} entities, "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from feast import FeatureStore
@@ -11,10 +14,22 @@ from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, behaviors_of, embedding_specs
-from feast_embeddings.models import TrainingConfig, save_encoder, train
+from feast_embeddings.models import (
+    AdversarialTraining,
+    AutoEncoderConfig,
+    AutoEncoderResult,
+    AutoEncoderTraining,
+    HistoryBatch,
+    SequenceConfig,
+    TrainingConfig,
+    save_encoder,
+    train,
+    train_adversarial,
+    train_autoencoder,
+)
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.training import TrainResult
-from feast_embeddings.transformations import Histories
+from feast_embeddings.transformations import BehaviorType, Histories
 
 
 @dataclass(frozen=True)
@@ -33,12 +48,39 @@ class Training:
     space: str
     behaviors: int
     entities: int
-    result: TrainResult
+    result: TrainResult | AutoEncoderResult
+
+
+def training_config(
+    kind: str, variant: str, *, context: int, seed: int, max_epochs: int, max_minutes: float | None
+) -> TrainingConfig | AutoEncoderTraining:
+    """The training of a kind of encoder by name, for `train_declared`.
+
+    Args:
+        kind: ``sequence``, ``autoencoder`` or ``adversarial``.
+        variant: Of an autoencoder, see `AutoEncoderTraining.of`.
+        context: Behaviors that the encoder looks at.
+        seed: Of the training.
+        max_epochs: At most so many passes.
+        max_minutes: At most so long; None: no limit.
+
+    Raises:
+        DeclarationError: No such kind or variant.
+    """
+    limits: dict[str, Any] = {"seed": seed, "max_epochs": max_epochs, "max_minutes": max_minutes}
+    if kind == "sequence":
+        return TrainingConfig(encoder=SequenceConfig(context=context), **limits)
+    if kind == "autoencoder":
+        config = AutoEncoderTraining.of(variant, **limits)
+        return replace(config, encoder=replace(config.encoder, context=context))
+    if kind == "adversarial":
+        return AdversarialTraining(encoder=AutoEncoderConfig(context=context), **limits)
+    raise DeclarationError(f"Encoder kind {kind!r} cannot be trained: choose sequence, autoencoder or adversarial.")
 
 
 def train_declared(
     store: FeatureStore,
-    config: TrainingConfig,
+    config: TrainingConfig | AutoEncoderTraining,
     *,
     encoder: str | None = None,
     until_us: int | None = None,
@@ -46,8 +88,8 @@ def train_declared(
 ) -> Training:
     """Train the encoder named ``encoder`` on behaviors before ``until_us`` (microseconds; default: now).
 
-    The dimension is the declared one, whatever ``config`` says. Checkpoints go beside the artifact: a stopped
-    training is taken up by the same call.
+    The dimension is the declared one, whatever ``config`` says, whose class says what is trained. Checkpoints of a
+    sequence encoder go beside the artifact: a stopped training is taken up by the same call.
 
     Raises:
         DeclarationError: The repo declares no such encoder, or was not applied.
@@ -62,16 +104,29 @@ def train_declared(
     longest = int(np.diff(behaviors.offsets).max(initial=0))
     histories = Histories(behaviors).as_of(behaviors.entities, ends, longest)
     artifact = workspace.root / spec.artifact
-    result = train(
-        replace(config, encoder=replace(config.encoder, dim=spec.dim)),
-        histories,
-        behavior_types=[kind.name for kind in log.contract.types],
-        type_weights=[kind.weight for kind in log.contract.types],
-        checkpoint_dir=artifact.with_name(f"{artifact.name}.checkpoints"),
-        progress=progress,
-    )
+    config = replace(config, encoder=replace(config.encoder, dim=spec.dim))  # type: ignore[arg-type]
+    result = _trained(config, histories, log.contract.types, artifact, progress=progress)
     space = save_encoder(result.encoder, artifact)
     return Training(spec, space, len(behaviors), len(behaviors.entities), result)
+
+
+def _trained(
+    config: TrainingConfig | AutoEncoderTraining,
+    histories: HistoryBatch,
+    types: Sequence[BehaviorType],
+    artifact: Path,
+    *,
+    progress: bool,
+) -> TrainResult | AutoEncoderResult:
+    names, weights = [kind.name for kind in types], [kind.weight for kind in types]
+    if isinstance(config, AdversarialTraining):
+        return train_adversarial(config, histories, behavior_types=names, type_weights=weights, progress=progress)
+    if isinstance(config, AutoEncoderTraining):
+        return train_autoencoder(config, histories, behavior_types=names, type_weights=weights, progress=progress)
+    checkpoints = artifact.with_name(f"{artifact.name}.checkpoints")
+    return train(
+        config, histories, behavior_types=names, type_weights=weights, checkpoint_dir=checkpoints, progress=progress
+    )
 
 
 def _user_spec(store: FeatureStore, encoder: str | None) -> EmbeddingSpec:

@@ -1,5 +1,6 @@
 """Encoders, their training, artifacts and evaluation. Knows neither Feast nor Redis."""
 
+from feast_embeddings.models.adversarial import AdversarialAutoEncoder, AdversarialTraining, train_adversarial
 from feast_embeddings.models.alignment import AlignedEncoder, Alignment, align
 from feast_embeddings.models.artifact import (
     Manifest,
@@ -38,6 +39,8 @@ from feast_embeddings.models.training import TrainResult, train
 
 __all__ = [
     "BASELINES",
+    "AdversarialAutoEncoder",
+    "AdversarialTraining",
     "AlignedEncoder",
     "Alignment",
     "AutoEncoder",
@@ -90,5 +93,6 @@ __all__ = [
     "space_of",
     "time_split",
     "train",
+    "train_adversarial",
     "train_autoencoder",
 ]

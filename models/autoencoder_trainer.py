@@ -34,8 +34,9 @@ class AutoEncoderTrainer:
         behavior_types: Names behind the codes.
         type_weights: Weight of each.
         device: To train on.
-        model: Class of the encoder.
     """
+
+    model_class: type[AutoEncoder] = AutoEncoder
 
     def __init__(
         self,
@@ -45,7 +46,6 @@ class AutoEncoderTrainer:
         behavior_types: tuple[str, ...],
         type_weights: tuple[float, ...],
         device: torch.device,
-        model: type[AutoEncoder] = AutoEncoder,
     ) -> None:
         self.config, self.device = config, device
         self.precision = training_precision(device)
@@ -53,9 +53,9 @@ class AutoEncoderTrainer:
             histories, held_out = split_behaviors(histories, config.validation_share, config.seed)
         _check(histories, held_out)
         index = ItemIndex.of(histories.items, config.min_item_count)
-        with torch.random.fork_rng(devices=_cuda_indexes(device)):
+        with torch.random.fork_rng(devices=cuda_indexes(device)):
             torch.manual_seed(config.seed)
-            self.model = model(config.encoder, behavior_types, index, type_weights).to(device)
+            self.model = self.model_class(config.encoder, behavior_types, index, type_weights).to(device)
             width = config.encoder.dim - 1
             self.log_variance = nn.Linear(width, width).to(device) if config.variational else None
         self.targets = self.model.bagger.bags(histories)
@@ -81,7 +81,7 @@ class AutoEncoderTrainer:
         order = generator.permutation(self.rows)
         starts = range(0, len(order), self.config.batch_entities)
         losses = []
-        with torch.random.fork_rng(devices=_cuda_indexes(self.device)):
+        with torch.random.fork_rng(devices=cuda_indexes(self.device)):
             torch.manual_seed(int(generator.integers(_VALIDATION)))
             for start in starts:
                 losses.append(self.step(order[start : start + self.config.batch_entities]))
@@ -97,7 +97,7 @@ class AutoEncoderTrainer:
     def step(self, rows: Int64s) -> torch.Tensor:
         """One batch of entities: loss, gradients, AdamW, running average. Returns the loss, on the device."""
         self.model.train()
-        target = to_device(self.targets.take(rows).dense(), self.device)  # (B, C)
+        target = self.dense(rows)
         with autocast(self.device, self.precision):
             code = self.model(self.corrupted(target))  # (B, dim − 1)
         loss = self.loss(code.float(), target)
@@ -106,6 +106,10 @@ class AutoEncoderTrainer:
         self.optimizer.step()
         self._average()
         return loss.detach()
+
+    def dense(self, rows: Int64s) -> torch.Tensor:
+        """Bags (B, C) of a batch of entities, on the device."""
+        return to_device(self.targets.take(rows).dense(), self.device)
 
     def corrupted(self, target: torch.Tensor) -> torch.Tensor:
         """What the encoder gets to see of bags (B, C)."""
@@ -247,5 +251,6 @@ def _check(histories: HistoryBatch, held_out: HistoryBatch) -> None:
         raise BehaviorSourceError("The histories hold no behavior to learn from: give at least one.")
 
 
-def _cuda_indexes(device: torch.device) -> list[int]:
+def cuda_indexes(device: torch.device) -> list[int]:
+    """The devices whose generators a fork is to keep."""
     return [device.index or 0] if device.type == "cuda" else []

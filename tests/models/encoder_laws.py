@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from feast_embeddings.models import (
+    AdversarialAutoEncoder,
     AlignedEncoder,
     Alignment,
     AutoEncoder,
@@ -126,6 +127,12 @@ def fusion(seed: int = 0) -> FusionEncoder:
     return fusing(features)(config, TYPES, ItemIndex(INTEGERS[:50]), None).to(choose_device()).eval()
 
 
+def adversarial_autoencoder(seed: int = 0) -> AdversarialAutoEncoder:
+    torch.manual_seed(seed)
+    config = AutoEncoderConfig(dim=16, context=30, hidden=(24,), activation="relu")
+    return AdversarialAutoEncoder(config, TYPES, ItemIndex(INTEGERS)).to(choose_device()).eval()
+
+
 ENCODERS: dict[str, Case] = {
     "sequence": Case(sequence),
     "sequence of strings and values": Case(sequence_of_strings_and_values, strings=True),
@@ -135,5 +142,6 @@ ENCODERS: dict[str, Case] = {
     "with text": Case(with_text),
     "fusion": Case(fusion),
     "autoencoder": Case(autoencoder),
+    "adversarial autoencoder": Case(adversarial_autoencoder),
     "deep autoencoder of strings": Case(deep_autoencoder_of_strings, strings=True),
 }
