@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from feast_embeddings.models.autoencoder import AutoEncoderConfig
 from feast_embeddings.models.errors import DeclarationError
-
-Variant = Literal["article", "denoising", "likelihood", "variational"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class AutoEncoderTraining:
             raise DeclarationError("batch_entities, max_epochs, validate_every and patience are 1 or more: raise them.")
 
     @classmethod
-    def of(cls, variant: Variant, **changes: Any) -> AutoEncoderTraining:
+    def of(cls, variant: str, **changes: Any) -> AutoEncoderTraining:
         """A named variant, with fields changed.
 
         ``article``: squared error and λ‖z‖², the default. ``denoising``: the same from bags of which half is hidden.
