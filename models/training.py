@@ -29,7 +29,7 @@ class TrainResult:
         encoder: With the averaged weights of the best epoch.
         epochs: One report per epoch, also of those before a resume.
         best_epoch: Whose weights were kept, from 1.
-        stopped_by: ``patience``, ``max_epochs`` or ``max_minutes``.
+        stopped_by: ``patience``, ``max_epochs``, ``decay_epochs`` or ``max_minutes``.
     """
 
     encoder: SequenceEncoder
@@ -98,6 +98,8 @@ def _check(config: TrainingConfig, histories: HistoryBatch, types: Sequence[str]
             f"window_overlap is {config.window_overlap}: "
             f"choose 0 up to less than the context, {config.encoder.context}."
         )
+    if config.decay_epochs is not None and config.decay_epochs < 1:
+        raise DeclarationError(f"decay_epochs is {config.decay_epochs}: choose 1 or more, or None for no decay.")
     if any(not 0 < size < config.encoder.dim for size in config.matryoshka):
         raise DeclarationError(
             f"matryoshka={config.matryoshka} names prefixes of vectors of {config.encoder.dim} dimensions: "
@@ -114,8 +116,9 @@ def _run(trainer: Trainer, directory: Path | None, bar: Progress) -> str:
     """Epochs until a limit, which it returns by name."""
     config = trainer.config
     deadline = np.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
-    task = bar.add_task("training", total=config.max_epochs)
-    while len(trainer.reports) < config.max_epochs:
+    limit = min(config.max_epochs, config.decay_epochs or config.max_epochs)
+    task = bar.add_task("training", total=limit)
+    while len(trainer.reports) < limit:
         done = len(trainer.reports)
 
         def advance(share: float, done: int = done) -> None:
@@ -133,7 +136,7 @@ def _run(trainer: Trainer, directory: Path | None, bar: Progress) -> str:
             trainer.checkpoint().save(directory)
         if time.monotonic() > deadline:
             return "max_minutes"
-    return "max_epochs"
+    return "decay_epochs" if limit == config.decay_epochs else "max_epochs"
 
 
 def _progress_bar(show: bool) -> Progress:

@@ -61,15 +61,34 @@ def test_another_seed_gives_another_space(trained, small_config, make_markov):
     assert train(config, make_markov(), behavior_types=["view"]).encoder.space != trained.encoder.space
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_resumed_run_ends_in_the_weights_of_an_undisturbed_one(dropout, small_config, make_markov, tmp_path):
+@pytest.mark.parametrize(("dropout", "decay_epochs"), [(0.0, None), (0.2, 4)])
+def test_a_resumed_run_ends_in_the_weights_of_an_undisturbed_one(
+    dropout, decay_epochs, small_config, make_markov, tmp_path
+):
     encoder = replace(small_config.encoder, dropout=dropout, item_dropout=0.1)
-    config = replace(small_config, encoder=encoder, max_epochs=4)
+    config = replace(small_config, encoder=encoder, max_epochs=4, decay_epochs=decay_epochs)
     undisturbed = train(config, make_markov(200), behavior_types=["view"])
     train(replace(config, max_epochs=2), make_markov(200), behavior_types=["view"], checkpoint_dir=tmp_path)
     resumed = train(config, make_markov(200), behavior_types=["view"], checkpoint_dir=tmp_path)
     assert len(resumed.epochs) == 4
     assert same_weights(resumed, undisturbed)
+
+
+def test_a_decaying_rate_ends_training(small_config, make_markov):
+    """Given a rate that falls to 0 in two epochs, when twenty are allowed, then two are trained."""
+    config = replace(small_config, decay_epochs=2, max_epochs=20)
+    result = train(config, make_markov(100), behavior_types=["view"])
+    assert (len(result.epochs), result.stopped_by) == (2, "decay_epochs")
+
+
+def test_steps_become_smaller_as_the_rate_decays(small_config, make_markov):
+    """Given weights that are not averaged, when the rate decays, then the last epoch moves them least."""
+    settled = replace(small_config, average_decay=0.0, validation_users=0, warmup_steps=0, decay_epochs=4)
+    runs = [
+        train(replace(settled, max_epochs=epochs), make_markov(200), behavior_types=["view"]) for epochs in (1, 3, 4)
+    ]
+    first, third, fourth = (run.encoder.item_table.weight.detach() for run in runs)
+    assert (fourth - third).norm() < 0.3 * (third - first).norm()
 
 
 def test_a_finished_run_is_not_trained_again(small_config, make_markov, tmp_path):
@@ -188,6 +207,7 @@ def test_string_items_train_as_integers_do(small_config, make_markov):
     [
         ({}, {"behavior_types": ["view"], "type_weights": [1, 2]}, r"1 behavior types have the weights \[1.0, 2.0\]"),
         ({}, {"behavior_types": ["view"], "type_weights": [0]}, "one of them above 0"),
+        ({"decay_epochs": 0}, {"behavior_types": ["view"]}, "decay_epochs is 0: choose 1 or more"),
         ({"window_overlap": 8}, {"behavior_types": ["view"]}, "window_overlap is 8: choose 0 up to less than"),
     ],
 )
