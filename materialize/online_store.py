@@ -19,6 +19,7 @@ from feast.infra.online_stores.redis import (
     RedisType,
     _versioned_fv_name,
 )
+from feast.online_response import OnlineResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -26,6 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from feast_embeddings.materialize.addresses import EMBEDDED, Address, address_of, naming
+from feast_embeddings.materialize.answers import answering, current_answer, with_sessions
 from feast_embeddings.materialize.changes import forget_all_changes
 from feast_embeddings.materialize.deletion import delete_entities, delete_view
 from feast_embeddings.materialize.embedded import client_name, embedded_server
@@ -68,6 +70,34 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         self._process = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rows: LivingRows | None = None
+        self._followed: frozenset[str] = frozenset()
+
+    async def initialize(self, config: RepoConfig) -> None:
+        """When ``feast serve`` starts: loads the encoders that session views will answer with."""
+        from feast_embeddings.materialize.session import warm_up_quietly
+
+        await asyncio.to_thread(warm_up_quietly, config)
+
+    def follow(self, encoder: str) -> None:
+        """Read this encoder's manifest along with histories from now on: a session view will ask for it."""
+        self._followed |= {encoder}
+
+    def get_online_features(
+        self, config: RepoConfig, features: Any, entity_rows: Any, *request: Any, **options: Any
+    ) -> OnlineResponse:
+        """As Feast's; session views answer in the generation that the rest of the answer was read under."""
+        _serve_sessions()
+        with answering(self, config):
+            return super().get_online_features(config, features, with_sessions(entity_rows), *request, **options)
+
+    async def get_online_features_async(
+        self, config: RepoConfig, features: Any, entity_rows: Any, *request: Any, **options: Any
+    ) -> OnlineResponse:
+        """As :meth:`get_online_features`."""
+        _serve_sessions()
+        with answering(self, config):
+            rows = with_sessions(entity_rows)
+            return await super().get_online_features_async(config, features, rows, *request, **options)
 
     @contextmanager
     def redis(self, config: RepoConfig) -> Iterator[Any]:
@@ -176,10 +206,10 @@ class EmbeddingOnlineStore(RedisOnlineStore):
             if all(kind_of(table) is None for table, _ in grouped_refs):
                 super()._read_features_per_fv(config, grouped_refs, *request, **options)
                 return
-            read = ResponseRead(self, self.manifests, config, grouped_refs, *request, **options)
+            read = ResponseRead(self, self._followed, config, grouped_refs, *request, **options)
             while not read.settled(self.run(config, read)):
                 pass
-            read.respond()
+            self._answer(read)
 
     async def _read_features_per_fv_async(
         self, config: RepoConfig, grouped_refs: Sequence[Any], *request: Any, **options: Any
@@ -188,10 +218,16 @@ class EmbeddingOnlineStore(RedisOnlineStore):
             if all(kind_of(table) is None for table, _ in grouped_refs):
                 await super()._read_features_per_fv_async(config, grouped_refs, *request, **options)
                 return
-            read = ResponseRead(self, self.manifests, config, grouped_refs, *request, **options)
+            read = ResponseRead(self, self._followed, config, grouped_refs, *request, **options)
             while not read.settled(await self._run_async(config, read)):
                 pass
-            read.respond()
+            self._answer(read)
+
+    def _answer(self, read: ResponseRead) -> None:
+        read.respond()
+        answer = current_answer()
+        if answer is not None:
+            answer.manifests = read.manifests
 
     def run(self, config: RepoConfig, read: Read) -> list[Any]:
         """Sends a read's commands in one pipeline; its replies."""
@@ -273,6 +309,11 @@ class EmbeddingOnlineStore(RedisOnlineStore):
             self.manifests.delete(client, config.project, tables)
             for table in tables:
                 forget_all_changes(client, config.project, table.name)
+
+
+def _serve_sessions() -> None:
+    """Make :mod:`session` the server of sessions; imported late, because it reads through this module."""
+    from feast_embeddings.materialize import session  # noqa: F401
 
 
 def _open(library: Any, retry: Any, address: Address, config: RedisOnlineStoreConfig) -> Any:

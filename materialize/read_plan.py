@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from feast import FeatureView, RepoConfig, utils
-from feast.infra.online_stores.redis import RedisOnlineStore, _versioned_fv_name
+from feast.infra.online_stores.redis import _versioned_fv_name
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
@@ -26,6 +26,9 @@ from feast_embeddings.materialize.responses import Entities, add_columns, entiti
 from feast_embeddings.models.batch import Int64s
 from feast_embeddings.models.errors import SpaceError
 from feast_embeddings.transformations import tags
+
+if TYPE_CHECKING:
+    from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 
 Row = tuple[datetime | None, dict[str, ValueProto] | None]
 Kind = Literal["embedding", "history"]
@@ -167,11 +170,13 @@ def _values(features: Sequence[str], reply: Sequence[bytes | None]) -> dict[str,
 class Read:
     """A plan for several views: queue it, then ask whether the replies settle it, until they do."""
 
-    def __init__(self, cache: ManifestCache, config: RepoConfig, views: list[ViewRead]) -> None:
+    def __init__(
+        self, cache: ManifestCache, config: RepoConfig, views: list[ViewRead], followed: Iterable[str] = ()
+    ) -> None:
         self.views = views
         self._cache, self._config = cache, config
         self._plans = 0
-        encoders = dict.fromkeys(view.encoder for view in views)
+        encoders = dict.fromkeys([*(view.encoder for view in views), *followed])
         self.manifests = {e: cache.get(config.project, e) for e in encoders if e is not None}
         self._resolve()
 
@@ -239,8 +244,8 @@ class ResponseRead(Read):
 
     def __init__(
         self,
-        store: RedisOnlineStore,
-        cache: ManifestCache,
+        store: EmbeddingOnlineStore,
+        followed: Iterable[str],
         config: RepoConfig,
         grouped_refs: Sequence[tuple[FeatureView, list[str]]],
         join_key_values: Any,
@@ -257,7 +262,8 @@ class ResponseRead(Read):
             entities = entities_of(config, table, join_key_values, entity_name_to_join_key_map)
             self._entities.append(entities)
             views.append(ViewRead(table, list(features), entities.redis_keys))
-        super().__init__(cache, config, views)
+        histories = any(kind_of(table) == tags.HISTORY_KIND for table, _ in grouped_refs)
+        super().__init__(store.manifests, config, views, followed if histories else ())
 
     def respond(self) -> None:
         """Fills the response, view after view."""

@@ -7,6 +7,7 @@ from feast_embeddings.transformations.contract import BehaviorContract, Behavior
 from feast_embeddings.transformations.histories import Histories, empty_histories, extend
 from feast_embeddings.transformations.prepare import Counts, Prepared, prepare
 from feast_embeddings.transformations.quarantine import Quarantine
+from feast_embeddings.transformations.session import session_embedding_view
 from feast_embeddings.transformations.sources import read_behaviors
 from feast_embeddings.transformations.views import (
     activity_spec_of,
@@ -43,4 +44,5 @@ __all__ = [
     "prepare",
     "read_behaviors",
     "rules_of",
+    "session_embedding_view",
 ]
