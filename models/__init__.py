@@ -18,10 +18,13 @@ from feast_embeddings.models.baselines import markov_table, popularity, repeat_p
 from feast_embeddings.models.batch import HistoryBatch
 from feast_embeddings.models.bootstrap import Estimate
 from feast_embeddings.models.cached import CachedState
+from feast_embeddings.models.compression import CompressedEncoder, PrefixEncoder, compressed
 from feast_embeddings.models.encoder import Encoder, EncoderState, space_of
 from feast_embeddings.models.evaluation import BASELINES, Evaluation, MethodScores, evaluate
+from feast_embeddings.models.explanation import Explanation, explain
 from feast_embeddings.models.fusion import FusionEncoder, fusing
 from feast_embeddings.models.item_features import ItemFeatures
+from feast_embeddings.models.onnx_runtime import OnnxEncoder
 from feast_embeddings.models.preprocessing import ItemIndex, ValueNormalizer
 from feast_embeddings.models.ranking import Ragged, RankingScores, Scorer, evaluate_ranking, inner_products
 from feast_embeddings.models.reconstruction import (
@@ -36,6 +39,7 @@ from feast_embeddings.models.text import TextEncoder
 from feast_embeddings.models.text_model import TextModel
 from feast_embeddings.models.trainer import EpochReport, TrainingConfig
 from feast_embeddings.models.training import TrainResult, train
+from feast_embeddings.models.unseen_items import UnseenItems
 
 __all__ = [
     "BASELINES",
@@ -50,17 +54,21 @@ __all__ = [
     "Bagger",
     "Bags",
     "CachedState",
+    "CompressedEncoder",
     "Encoder",
     "EncoderState",
     "EpochReport",
     "Estimate",
     "Evaluation",
+    "Explanation",
     "FusionEncoder",
     "HistoryBatch",
     "ItemFeatures",
     "ItemIndex",
     "Manifest",
     "MethodScores",
+    "OnnxEncoder",
+    "PrefixEncoder",
     "Ragged",
     "RankingScores",
     "RankingTask",
@@ -73,11 +81,14 @@ __all__ = [
     "TrainResult",
     "TrainingConfig",
     "TypeErrors",
+    "UnseenItems",
     "ValueNormalizer",
     "align",
+    "compressed",
     "draw_reconstruction",
     "evaluate",
     "evaluate_ranking",
+    "explain",
     "fusing",
     "inner_products",
     "leave_one_out",

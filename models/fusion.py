@@ -217,18 +217,20 @@ class FusionEncoder(SequenceEncoder):
         return encoder.to(choose_device(device)).eval()
 
 
-def fusing(features: ItemFeatures, modality_dropout: float = 0.2) -> Builder:
+def fusing(features: ItemFeatures, modality_dropout: float = 0.2, *, behaviors: bool = True) -> Builder:
     """What makes `training.train` train a `FusionEncoder`: ``train(config, histories, …, build=fusing(features))``.
 
     Items of ``features`` without behaviors are known too; those with behaviors and without a row in ``features``
-    have none of its modalities.
+    have none of its modalities. Without ``behaviors`` no item has a row of its own: items are what their modalities
+    say, and nothing else tells them apart.
     """
-    return partial(_build, features, modality_dropout)
+    return partial(_build, features, modality_dropout, behaviors)
 
 
 def _build(
     features: ItemFeatures,
     modality_dropout: float,
+    behaviors: bool,
     config: SequenceConfig,
     behavior_types: tuple[str, ...],
     items: ItemIndex,
@@ -246,7 +248,7 @@ def _build(
         behavior_types,
         ItemIndex(ids),
         normalizer,
-        trained=len(items),
+        trained=len(items) if behaviors else 0,
         modalities=modalities,
         features=tensors,
         modality_dropout=modality_dropout,

@@ -17,14 +17,17 @@ from feast_embeddings.models import (
     Alignment,
     AutoEncoder,
     AutoEncoderConfig,
+    CompressedEncoder,
     FusionEncoder,
     ItemFeatures,
     ItemIndex,
+    PrefixEncoder,
     SequenceConfig,
     SequenceEncoder,
     StorableEncoder,
     TextEncoder,
     ValueNormalizer,
+    compressed,
     fusing,
 )
 from feast_embeddings.models.device import choose_device
@@ -133,6 +136,18 @@ def adversarial_autoencoder(seed: int = 0) -> AdversarialAutoEncoder:
     return AdversarialAutoEncoder(config, TYPES, ItemIndex(INTEGERS)).to(choose_device()).eval()
 
 
+def prefix(seed: int = 0) -> PrefixEncoder:
+    return PrefixEncoder(sequence_in_bf16(seed), 16).eval()
+
+
+def in_eight_bits(seed: int = 0) -> CompressedEncoder:
+    return compressed(sequence_of_strings_and_values(seed), "int8")
+
+
+def in_bf16_weights(seed: int = 0) -> CompressedEncoder:
+    return compressed(fusion(seed), "bf16")
+
+
 ENCODERS: dict[str, Case] = {
     "sequence": Case(sequence),
     "sequence of strings and values": Case(sequence_of_strings_and_values, strings=True),
@@ -141,6 +156,9 @@ ENCODERS: dict[str, Case] = {
     "aligned in bf16": Case(aligned_in_bf16),
     "with text": Case(with_text),
     "fusion": Case(fusion),
+    "prefix": Case(prefix),
+    "in eight bits": Case(in_eight_bits, strings=True),
+    "in bf16 weights": Case(in_bf16_weights),
     "autoencoder": Case(autoencoder),
     "adversarial autoencoder": Case(adversarial_autoencoder),
     "deep autoencoder of strings": Case(deep_autoencoder_of_strings, strings=True),

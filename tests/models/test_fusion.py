@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from feast_embeddings.models import FusionEncoder, ItemFeatures, fusing, train
+from feast_embeddings.models import FusionEncoder, ItemFeatures, ItemIndex, fusing, train
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.fusion import FusedItems
 from feast_embeddings.models.item_features import fit_modalities
@@ -71,13 +71,15 @@ def test_gates_weigh_only_what_is_there():
 
 
 def test_gradients_are_finite_where_modalities_are_missing(small_config, make_markov):
-    from feast_embeddings.models.fusion import _build
-    from feast_embeddings.models.preprocessing import ItemIndex
-
-    encoder = _build(features(), 0.5, small_config.encoder, ("view",), ItemIndex(IDS[:40]), None).train()
+    encoder = fusing(features(), 0.5)(small_config.encoder, ("view",), ItemIndex(IDS[:40]), None).train()
     encoder.item_table.weight.square().sum().backward()
     gradients = [weight.grad for weight in encoder.item_table.parameters()]
     assert all(grad is not None and torch.isfinite(grad).all() for grad in gradients)
+
+
+def test_without_behaviors_items_are_their_modalities(small_config):
+    encoder = fusing(features(), behaviors=False)(small_config.encoder, ("view",), ItemIndex(IDS[:40]), None).eval()
+    assert np.allclose(encoder.encode_items(IDS)[0], encoder.encode_features(features())[0], atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_encoder(small_config, make_markov):
