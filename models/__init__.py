@@ -40,6 +40,7 @@ from feast_embeddings.models.text_model import TextModel
 from feast_embeddings.models.trainer import EpochReport, TrainingConfig
 from feast_embeddings.models.training import TrainResult, train
 from feast_embeddings.models.unseen_items import UnseenItems
+from feast_embeddings.models.unseen_items import UnseenItems
 
 __all__ = [
     "BASELINES",
@@ -81,6 +82,7 @@ __all__ = [
     "TrainResult",
     "TrainingConfig",
     "TypeErrors",
+    "UnseenItems",
     "UnseenItems",
     "ValueNormalizer",
     "align",
