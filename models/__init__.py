@@ -40,7 +40,6 @@ from feast_embeddings.models.text_model import TextModel
 from feast_embeddings.models.trainer import EpochReport, TrainingConfig
 from feast_embeddings.models.training import TrainResult, train
 from feast_embeddings.models.unseen_items import UnseenItems
-from feast_embeddings.models.unseen_items import UnseenItems
 
 __all__ = [
     "BASELINES",
@@ -82,7 +81,6 @@ __all__ = [
     "TrainResult",
     "TrainingConfig",
     "TypeErrors",
-    "UnseenItems",
     "UnseenItems",
     "ValueNormalizer",
     "align",
