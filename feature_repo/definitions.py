@@ -12,6 +12,7 @@ from feast_embeddings.transformations import (
     activity_view,
     behavior_source,
     behaviors_view,
+    session_embedding_view,
 )
 
 # When to encode what, and how old and new vectors blend: Incremental, Full or Hybrid.
@@ -61,6 +62,12 @@ user_embedding = embedding_view(
 )
 item_embedding = item_embedding_view("item_embedding", entity=item, encoder="main", dim=64)
 
+# What a user does right now, together with what is stored: one vector, encoded while the request waits.
+session_embedding = session_embedding_view(
+    "session_embedding", history=history, behaviors=behaviors, embedding=user_embedding
+)
+
 ranking_training = FeatureService(name="ranking_training", features=[user_embedding, activity])
 ranking_serving = FeatureService(name="ranking_serving", features=[user_embedding, activity, history])
+ranking_session = FeatureService(name="ranking_session", features=[session_embedding, activity])
 candidate_items = FeatureService(name="candidate_items", features=[item_embedding])

@@ -43,7 +43,7 @@ def test_init_writes_a_repo_that_declares_what_the_template_does(here: Path, mon
     monkeypatch.chdir(folder)
     declared = runpy.run_path("definitions.py")
     services = {value.name for value in declared.values() if isinstance(value, FeatureService)}
-    assert services == {"ranking_training", "ranking_serving", "candidate_items"}
+    assert services == {"ranking_training", "ranking_serving", "ranking_session", "candidate_items"}
 
 
 def test_init_refuses_a_folder_that_holds_something(
