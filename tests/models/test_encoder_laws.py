@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from encoder_laws import ENCODERS, TYPES, Case, sequence_in_bf16
+from encoder_laws import ENCODERS, TYPES, Case, sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feast_embeddings.models import Encoder, HistoryBatch, StorableEncoder, load_encoder, save_encoder
-from feast_embeddings.models.device import choose_device
+from feast_embeddings.models.tokens import Tokens
 
 
 @pytest.fixture(scope="module", params=ENCODERS.values(), ids=list(ENCODERS))
@@ -157,10 +157,47 @@ def test_encoding_leaves_training_mode_and_generator_as_they_were(case, historie
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_bf16_agrees_with_float32(make_histories):
-    exact, fast = sequence_in_bf16(), sequence_in_bf16()
-    exact.precision = "float32"
-    batch = make_histories([1, 5, 20, 33, 50])
-    assert exact.numeric_path == f"{choose_device().type}/float32"
-    assert fast.numeric_path == f"{choose_device().type}/bfloat16"
-    assert np.abs(exact.encode(batch) - fast.encode(batch)).max() < 0.05
+def test_an_empty_history_leaves_no_trace(case, make_histories):
+    """Given an encoder being trained, when it encodes empty histories among others, then no gradient hangs on it."""
+    encoder = case.make(0).train()
+    vectors = encoder.encode(make_histories([0, 3, 0, 12], strings=case.strings))
+    assert np.isfinite(vectors).all()
+    assert all(weight.grad is None and weight.isfinite().all() for weight in encoder.parameters())
+
+
+def test_numeric_paths_agree(case, encoder, histories):
+    """Given one state, when float32 and bf16 are asked for, then vectors agree, and bits where the path is the same."""
+    exact, fast = (type(encoder).from_state(encoder.state(), precision=name) for name in ("float32", "bf16"))
+    assert exact.space == fast.space == encoder.space
+    difference = np.abs(exact.encode(histories) - fast.encode(histories)).max()
+    assert difference <= (0 if exact.numeric_path == fast.numeric_path else case.bf16_tolerance)
+    asked = fast if encoder.numeric_path == fast.numeric_path else exact
+    assert np.array_equal(asked.encode(histories), encoder.encode(histories))
+
+
+def test_an_answer_at_once_agrees_with_what_is_stored(case, encoder, histories):
+    """Given an encoder with a path for requests, when it answers, then the vector is the stored one, rounding aside."""
+    if not hasattr(encoder, "encode_now"):
+        return
+    fast = encoder.numeric_path.endswith("bfloat16")
+    tolerance = case.bf16_tolerance if fast else case.cached_tolerance
+    for row in range(12):
+        alone = histories.take(np.array([row]))
+        assert np.abs(encoder.encode_now(alone) - encoder.encode(alone)).max() <= tolerance
+    assert np.abs(encoder.encode_now(histories) - encoder.encode(histories)).max() <= tolerance
+
+
+def test_padding_has_no_gradient(make_histories):
+    """Given a history beside an empty and a longer one, when its state is asked for, then it learns as if alone."""
+    encoder, histories = sequence(), make_histories([0, 5, 20])
+    tokens = Tokens.of(histories, encoder.items, None, len(TYPES))
+    gradients = []
+    for rows, width in (([0, 1, 2], 20), ([1], 5)):
+        padded = tokens.padded(
+            torch.from_numpy(histories.offsets[rows]), torch.from_numpy(histories.lengths[rows]), width
+        )
+        state = encoder(padded.to(encoder.device))[rows.index(1), 4]
+        gradients.append(torch.autograd.grad(state.sum(), list(encoder.parameters()), allow_unused=True))
+    for beside, alone in zip(*gradients, strict=True):
+        assert (beside is None) == (alone is None)
+        assert beside is None or (beside.isfinite().all() and torch.allclose(beside, alone, atol=1e-4))
