@@ -8,8 +8,10 @@ from the end of its tick on, and behaviors come in time: jobs that take long, an
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -111,7 +113,7 @@ class _Arm:
     """A candidate's arrays: over all E entities what a tick decides by, over the A asked ones their vectors."""
 
     candidate: Candidate
-    runs: list[tuple[int, Due]]
+    runs: deque[tuple[int, Due]]
     covered: Int64s
     updated_us: Int64s
     found: Bools
@@ -120,6 +122,8 @@ class _Arm:
     answers: Float32s
     answered: Bools
     behind: Int64s
+    measured_s: float = 0.0
+    measured: int = 0
     spent: Spent = field(default_factory=Spent)
 
 
@@ -142,12 +146,13 @@ class Backtest:
         self._asked, self._place = np.unique(questions.entities, return_inverse=True)
         self._questions = questions
         self._order = np.argsort(questions.asked_us, kind="stable")
+        self._asked_us = questions.asked_us[self._order]
         self._by_time = np.argsort(histories.times, kind="stable")
         self._sorted_times = histories.times[self._by_time]
         self._owner = np.repeat(np.arange(len(histories)), histories.lengths)
         self._place_of = np.full(len(histories), -1)
         self._place_of[self._asked] = np.arange(len(self._asked))
-        self._memo: dict[tuple[object, ...], tuple[Float32s, float]] = {}
+        self._memo: dict[tuple[Any, ...], tuple[Float32s, float]] = {}
 
     def run(self, candidates: Sequence[Candidate]) -> list[Replayed]:
         """Every candidate, side by side: what two of them encode alike is encoded once, and counted for both.
@@ -160,8 +165,9 @@ class Backtest:
         for at, until in zip(times, [*times[1:], np.iinfo(np.int64).max], strict=True):
             self._memo.clear()
             for arm in arms:
-                for _, unit in (run for run in arm.runs if run[0] == at):
-                    self._apply(arm, unit)
+                while arm.runs and arm.runs[0][0] == at:
+                    _, unit = arm.runs.popleft()
+                    self._apply(arm, unit, at)
             self._answer(arms, at, until)
         return [self._replayed(arm) for arm in arms]
 
@@ -174,7 +180,7 @@ class Backtest:
             cache = empty_state(self.encoder, self._batch(np.zeros(asked, np.int64), np.zeros(asked, np.int64), 0))
         arm = _Arm(
             candidate,
-            list(scheduled(candidate.policy, self.start_us, self.end_us)),
+            deque(scheduled(candidate.policy, self.start_us, self.end_us)),
             self.histories.offsets[:-1].copy(),
             np.zeros(size, np.int64),
             np.zeros(size, np.bool_),
@@ -184,13 +190,13 @@ class Backtest:
             np.zeros(len(self._order), np.bool_),
             np.zeros(len(self._order), np.int64),
         )
-        self._apply(arm, Due("full", None, self.start_us))
-        arm.spent = Spent()
+        self._apply(arm, Due("full", None, self.start_us), self.start_us)
+        arm.spent, arm.measured_s, arm.measured = Spent(), 0.0, 0
         return arm
 
     # ── units ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _apply(self, arm: _Arm, unit: Due) -> None:
+    def _apply(self, arm: _Arm, unit: Due, at_us: int) -> None:
         entities = self._members(unit)
         stop = self._rows_before(entities, unit.end_us)
         first, covered = self.histories.offsets[entities], arm.covered[entities]
@@ -202,25 +208,36 @@ class Backtest:
         start = np.maximum(first if whole else covered, stop - self.encoder.context)
         if arm.cache is not None and unit.start_us is not None:
             fresh = np.maximum(covered, start)
-            vectors, seconds = self._extended(arm, entities, fresh, stop, unit.end_us)
+            vectors = self._extended(arm, entities, fresh, stop, unit.end_us)
+            self._keep(arm, unit, entities[self._place_of[entities] >= 0], vectors, policy)
             work = np.minimum(stop - fresh + (fresh > first), self.encoder.context)  # the last one is computed again
         else:
-            key = (whole, unit.start_us if unit.kind == "incremental" else None, unit.end_us, arm.candidate.min_new)
-            vectors, seconds = self._encoded(key, entities, start, stop, unit.end_us)
+            needed = self._needed(arm, entities, at_us)
+            first_us = unit.start_us if unit.kind == "incremental" else None
+            alone = isinstance(arm.candidate.policy, Full) or arm.candidate.min_new > 1  # with a choice of its own
+            key = (arm.candidate.name if alone else None, whole, first_us, unit.end_us)
+            vectors = self._encoded(arm, key, start[needed], stop[needed])
+            self._keep(arm, unit, entities[needed], vectors, policy)
             work = stop - start
             if arm.cache is not None:
                 self._extended(arm, entities, start, stop, unit.end_us)
-        self._keep(arm, unit, entities, vectors, policy)
         arm.covered[entities] = stop
         arm.updated_us[entities] = unit.end_us
         arm.found[entities] = True
         spent = arm.spent
         spent.units, spent.histories = spent.units + 1, spent.histories + len(entities)
-        spent.behaviors, spent.seconds = spent.behaviors + int(work.sum()), spent.seconds + seconds
+        spent.behaviors += int(work.sum())
+
+    def _needed(self, arm: _Arm, entities: Int64s, at_us: int) -> Bools:
+        """Of which entities a vector can matter: the asked ones; between two refreshes alone, those asked meanwhile."""
+        if not isinstance(arm.candidate.policy, Full):
+            return self._place_of[entities] >= 0
+        until_us = arm.runs[0][0] if arm.runs else np.iinfo(np.int64).max
+        low, high = np.searchsorted(self._asked_us, [at_us, until_us])
+        return np.isin(entities, self._questions.entities[self._order[low:high]])
 
     def _keep(self, arm: _Arm, unit: Due, entities: Int64s, vectors: Float32s, policy: Incremental) -> None:
         place = self._place_of[entities]
-        entities, place = entities[place >= 0], place[place >= 0]
         if unit.kind == "incremental":
             found = arm.found[entities]
             alphas = policy.alphas(np.where(found, unit.end_us - arm.updated_us[entities], 0))
@@ -243,23 +260,19 @@ class Backtest:
     def _batch(self, start: Int64s, stop: Int64s, as_of_us: int) -> HistoryBatch:
         return cut(self.histories, start, stop, np.full(len(start), as_of_us, np.int64))
 
-    def _encoded(
-        self, key: tuple[object, ...], entities: Int64s, start: Int64s, stop: Int64s, end_us: int
-    ) -> tuple[Float32s, float]:
-        """Vectors of the asked ones among the entities, and the seconds that all would take."""
-        if key in self._memo and key[-1] == 1:
-            return self._memo[key]
-        asked = self._place_of[entities] >= 0
-        began = time.perf_counter()
-        vectors = self.encoder.encode(self._batch(start[asked], stop[asked], end_us))
-        seconds = (time.perf_counter() - began) * len(entities) / max(int(asked.sum()), 1)
-        self._memo[key] = vectors, seconds
-        return vectors, seconds
+    def _encoded(self, arm: _Arm, key: tuple[Any, ...], start: Int64s, stop: Int64s) -> Float32s:
+        """Vectors of the behaviors ``start … stop - 1`` of some entities, as of the key's last part."""
+        if key not in self._memo:
+            began = time.perf_counter()
+            vectors = self.encoder.encode(self._batch(start, stop, key[-1]))
+            self._memo[key] = vectors, time.perf_counter() - began
+        vectors, seconds = self._memo[key]
+        arm.measured_s += seconds
+        arm.measured += int((stop - start).sum())
+        return vectors
 
-    def _extended(
-        self, arm: _Arm, entities: Int64s, start: Int64s, stop: Int64s, end_us: int
-    ) -> tuple[Float32s, float]:
-        """As `_encoded`, by what the cache holds."""
+    def _extended(self, arm: _Arm, entities: Int64s, start: Int64s, stop: Int64s, end_us: int) -> Float32s:
+        """Vectors of the asked ones among the entities, by what the cache holds."""
         assert arm.cache is not None  # noqa: S101 - the caller looked
         assert isinstance(self.encoder, SequenceEncoder)  # noqa: S101 - `_arm` refused others
         place = self._place_of[entities]
@@ -279,13 +292,14 @@ class Backtest:
         )
         vectors, after = self.encoder.extend_state(state, self._batch(np.maximum(began, covered), stop[asked], end_us))
         cache.keys[at], cache.values[at], cache.kept[place] = after.keys, after.values, after.kept
-        return vectors, (time.perf_counter() - started) * len(entities) / max(int(asked.sum()), 1)
+        arm.measured_s += time.perf_counter() - started
+        arm.measured += int((stop[asked] - last).sum())
+        return vectors
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _answer(self, arms: Sequence[_Arm], from_us: int, until_us: int) -> None:
-        asked_us = self._questions.asked_us[self._order]
-        low, high = np.searchsorted(asked_us, [from_us, until_us])
+        low, high = np.searchsorted(self._asked_us, [from_us, until_us])
         rows = self._order[low:high]
         entities = self._questions.entities[rows]
         now = self._rows_before(entities, self._questions.asked_us[rows])
@@ -305,6 +319,7 @@ class Backtest:
                 size += arm.cache.bytes_per_user + _BEHAVIOR_BYTES
             elif policy.context == "window":
                 size += _BEHAVIOR_BYTES * float(lengths.mean()) if len(lengths) else 0.0
+        arm.spent.seconds = arm.measured_s * arm.spent.behaviors / max(arm.measured, 1)
         return Replayed(arm.candidate, arm.answers, arm.answered, arm.behind, arm.spent, size)
 
 
