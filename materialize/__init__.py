@@ -3,6 +3,7 @@
 from feast_embeddings.materialize.neighbors import Neighbors, nearest
 from feast_embeddings.materialize.online_reads import Vectors, read_vectors
 from feast_embeddings.materialize.policy import Full, Hybrid, Incremental
+from feast_embeddings.materialize.search import search
 from feast_embeddings.materialize.views import (
     embed_behaviors,
     embedding_view,
@@ -24,4 +25,5 @@ __all__ = [
     "nearest",
     "pinned",
     "read_vectors",
+    "search",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``feast-embeddings init | demo | train | align | status | rollback | forget | restore``."""
+"""The command line: ``feast-embeddings init | demo | train | align | status | explain | forget | restore``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import warnings
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from feast import FeatureStore
@@ -15,6 +15,8 @@ from feast import FeatureStore
 from feast_embeddings.materialize.clock import us_of
 from feast_embeddings.materialize.cutover import Cutovers
 from feast_embeddings.materialize.erasure import forget, print_receipt
+from feast_embeddings.materialize.explain_job import explain_entity
+from feast_embeddings.materialize.explain_output import draw_explanation, print_explanation
 from feast_embeddings.materialize.recovery import restore
 from feast_embeddings.materialize.scaffold import write_repo
 from feast_embeddings.materialize.status import print_status
@@ -24,6 +26,7 @@ from feast_embeddings.materialize.workspace import Workspace
 from feast_embeddings.models import align as align_encoders
 from feast_embeddings.models import load_encoder, save_encoder
 from feast_embeddings.models.errors import DeclarationError, FeastEmbeddingsError
+from feast_embeddings.models.explanation import Method
 
 app = typer.Typer(
     help="Embedding features for Feast: fresh, comparable, replayable and cheap.",
@@ -132,6 +135,25 @@ def forget_entity(
 ) -> None:
     """Erase one entity from every store and log, for good; prints what was removed where."""
     print_receipt(forget(_store(repo), entity, entity_id))
+
+
+@app.command("explain")
+def explain_vector(
+    entity: Annotated[str, typer.Option(help="Name of the entity, as declared.")],
+    entity_id: Annotated[str, typer.Option("--id", help="Whose vector.")],
+    repo: Repo = Path(),
+    view: Annotated[str | None, typer.Option(help="The embedding view, where the entity has several.")] = None,
+    method: Annotated[str | None, typer.Option(help="integrated_gradients, attention or deletion.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Explain the state after so many blocks.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Draw a picture into this file.")] = None,
+) -> None:
+    """Show which behaviors made a vector, its nearest items, and what the last tick changed."""
+    out = None if out is None else out.resolve()
+    found = explain_entity(_store(repo), entity, entity_id, view=view, method=cast(Method | None, method), layer=layer)
+    print_explanation(found)
+    if out is not None:
+        draw_explanation(found, out)
+        typer.echo(f"Drawn: {out}")
 
 
 @app.command("restore")

@@ -72,8 +72,8 @@ def forget(store: FeatureStore, entity: str, entity_id: int | str) -> Receipt:
         LeaseError: A job works on one of its views.
         OnlineStoreError: Redis cannot be reached; files are cleared already, run it again.
     """
-    workspace, declared = Workspace.of(store.config), _declared(store, entity)
-    online, found = online_store_of(store), _id(declared, entity_id)
+    workspace, declared = Workspace.of(store.config), declared_entity(store, entity)
+    online, found = online_store_of(store), entity_id_of(declared, entity_id)
     every = embedding_specs(store.registry, store.project)
     specs = sorted((spec for spec in every if spec.join_key == declared.join_key), key=lambda spec: spec.view)
     with standstill(workspace, store.project, specs) as still_ours:
@@ -137,7 +137,8 @@ def _tell_readers(
                 record_change(client, config.project, name, np.empty(0, np.int64))
 
 
-def _declared(store: FeatureStore, name: str) -> Entity:
+def declared_entity(store: FeatureStore, name: str) -> Entity:
+    """The entity of a name; raises DeclarationError, with the names there are, where there is none."""
     try:
         return store.registry.get_entity(name, store.project)
     except EntityNotFoundException as error:
@@ -148,7 +149,8 @@ def _declared(store: FeatureStore, name: str) -> Entity:
         ) from error
 
 
-def _id(entity: Entity, entity_id: int | str) -> int | str:
+def entity_id_of(entity: Entity, entity_id: int | str) -> int | str:
+    """An id as the entity has its ids; raises DeclarationError where it can be none."""
     if entity.value_type not in _INTEGERS:
         return str(entity_id)
     try:
