@@ -44,6 +44,12 @@ class Loaded:
     encoder: Encoder
     items: pd.Index[int] | None
 
+    def encode(self, batch: HistoryBatch, *, exact: bool) -> Float32s:
+        """Vectors float32 [B, dim]; not exact: by the encoder's quick way for requests, where it has one."""
+        quick = getattr(self.encoder, "encode_now", self.encoder.encode)
+        vectors: Float32s = self.encoder.encode(batch) if exact else quick(batch)
+        return vectors
+
     def unknown(self, items: Ids) -> int:
         """How many of ``items`` [n] the encoder does not know."""
         return 0 if self.items is None or not len(items) else int(np.sum(self.items.get_indexer(pd.Index(items)) < 0))
@@ -112,7 +118,8 @@ def warm_up(store: FeatureStore) -> list[str]:
         except SpaceError:
             continue
         for length in _WARM_LENGTHS:
-            loaded.encoder.encode(_some_history(spec, loaded, min(length, loaded.encoder.context)))
+            some = _some_history(spec, min(length, loaded.encoder.context))
+            loaded.encode(some, exact=spec.exact)
         ready.append(spec.view)
     return ready
 
@@ -147,7 +154,7 @@ def encode_sessions(spec: SessionSpec, inputs: Columns) -> Sequence[Float32s | N
     loaded = _encoder_of(answer, spec)
     sessions = session_histories(spec, inputs, now_us(), loaded.encoder.context)
     merged = time.perf_counter()
-    vectors = loaded.encoder.encode(sessions.histories)
+    vectors = loaded.encode(sessions.histories, exact=spec.exact)
     ended = time.perf_counter()
     session_metrics.SESSIONS.labels(spec.view).inc(len(vectors))
     session_metrics.UNKNOWN_ITEMS.labels(spec.view).inc(loaded.unknown(sessions.items))
@@ -188,7 +195,7 @@ def _load(workspace: Workspace, encoder: str, space: str) -> Loaded:
     return Loaded(found, pd.Index(ids) if len(ids) else None)
 
 
-def _some_history(spec: SessionSpec, loaded: Loaded, length: int) -> HistoryBatch:
+def _some_history(spec: SessionSpec, length: int) -> HistoryBatch:
     text = spec.contract.item_dtype == "string"
     items: Ids = np.full(length, "", object) if text else np.zeros(length, np.int64)
     return HistoryBatch(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from feast_embeddings.models.batch import HistoryBatch, Ids, Int64s
+from feast_embeddings.models.batch import Float32s, HistoryBatch, Ids, Int32s, Int64s
 from feast_embeddings.models.errors import BehaviorSourceError
 from feast_embeddings.transformations.behaviors import Behaviors
 from feast_embeddings.transformations.ordering import bisect_segments, concat_ids, lex_order, ragged, ranks
@@ -82,18 +82,34 @@ def extend(
         raise BehaviorSourceError(
             "Some new behaviors are not before as_of_us; pass behaviors.between(…, as_of_us), and the rest later."
         )
-    owner = np.concatenate([np.repeat(np.arange(len(previous)), previous.lengths), owner_of_new])
-    merged: dict[str, Any] = {
-        "items": concat_ids([previous.items, behaviors.items]),
-        "behavior_types": np.concatenate([previous.behavior_types, behaviors.behavior_types]),
-        "times": np.concatenate([previous.times, behaviors.times_us]),
-        "values": np.concatenate([previous.values, behaviors.values]),
+    new = (behaviors.items, behaviors.behavior_types, behaviors.times_us, behaviors.values)
+    return merged(previous, owner_of_new, *new, length, times)
+
+
+def merged(
+    previous: HistoryBatch,
+    owner: Int64s,
+    items: Ids,
+    behavior_types: Int32s,
+    times: Int64s,
+    values: Float32s,
+    length: int,
+    as_of: Int64s,
+) -> HistoryBatch:
+    """What ``extend`` does, unchecked, from columns [N] in any order and the row of ``previous`` each belongs to."""
+    owners = np.concatenate([np.repeat(np.arange(len(previous)), previous.lengths), owner])
+    columns: dict[str, Any] = {
+        "items": concat_ids([previous.items, items]),
+        "behavior_types": np.concatenate([previous.behavior_types, behavior_types]),
+        "times": np.concatenate([previous.times, times]),
+        "values": np.concatenate([previous.values, values]),
     }
-    order = lex_order(owner, merged["times"], ranks(merged["items"]), merged["behavior_types"], merged["values"])
-    ends = np.cumsum(np.bincount(owner, minlength=len(previous))).astype(np.int64)
+    order = lex_order(owners, columns["times"], ranks(columns["items"]), columns["behavior_types"], columns["values"])
+    ends = np.cumsum(np.bincount(owners, minlength=len(previous))).astype(np.int64)
     starts = np.maximum(np.concatenate([[0], ends[:-1]]), ends - length).astype(np.int64)[: len(ends)]
     rows, offsets = ragged(starts, ends - starts)
-    return HistoryBatch(offsets=offsets, as_of=times, **{name: column[order[rows]] for name, column in merged.items()})
+    kept = order[rows]
+    return HistoryBatch(offsets=offsets, as_of=as_of, **{name: column[kept] for name, column in columns.items()})
 
 
 def empty_histories(entities: Ids, behaviors: Behaviors) -> HistoryBatch:

@@ -40,6 +40,9 @@ def session_embedding(inputs):
 """
 
 
+_PLAIN: Final = ("view", "embedding", "encoder", "dim", "space", "with_values", "exact")
+
+
 @dataclass(frozen=True, slots=True)
 class SessionSpec:
     """What a session view declares.
@@ -51,6 +54,7 @@ class SessionSpec:
         dim: Dimensions of the vectors.
         space: The space it is pinned to; None: the live one.
         with_values: Whether a request gives values.
+        exact: Whether a vector is bit for bit what a tick would store.
         contract: What the behaviors mean.
         rules: Which behaviors do not count.
     """
@@ -61,12 +65,13 @@ class SessionSpec:
     dim: int
     space: str | None
     with_values: bool
+    exact: bool
     contract: BehaviorContract
     rules: CleaningRules
 
     def to_json(self) -> str:
         """As it stands in the transformation's source text."""
-        plain = {name: getattr(self, name) for name in ("view", "embedding", "encoder", "dim", "space", "with_values")}
+        plain = {name: getattr(self, name) for name in _PLAIN}
         return json.dumps(plain | {"contract": self.contract.to_json(), "rules": self.rules.to_json()}, sort_keys=True)
 
     @classmethod
@@ -90,6 +95,7 @@ def session_embedding_view(
     embedding: FeatureView,
     space: str | None = None,
     with_values: bool = False,
+    exact: bool = False,
     description: str = "",
 ) -> OnDemandFeatureView:
     """Declare the vector of a stored history and a request's own behaviors, in the space that ``embedding`` serves.
@@ -106,6 +112,8 @@ def session_embedding_view(
         embedding: The embedding view whose encoder and generation answer.
         space: Pin it to one served space; default: the live one.
         with_values: Whether a request gives ``session_values``: for encoders that look at values.
+        exact: Whether a vector is to be bit for bit what a tick of the same behaviors would store, for several times
+            the time; else it agrees within the tolerance of the encoder's numeric paths.
         description: For people.
 
     Raises:
@@ -113,9 +121,17 @@ def session_embedding_view(
     """
     contract = contract_of(behaviors)
     _check(name, history, behaviors, embedding)
-    dim = int(embedding.tags[tags.DIM])
-    encoder = embedding.tags[tags.ENCODER]
-    spec = SessionSpec(name, embedding.name, encoder, dim, space, with_values, contract, rules_of(behaviors))
+    spec = SessionSpec(
+        view=name,
+        embedding=embedding.name,
+        encoder=embedding.tags[tags.ENCODER],
+        dim=int(embedding.tags[tags.DIM]),
+        space=space,
+        with_values=with_values,
+        exact=exact,
+        contract=contract,
+        rules=rules_of(behaviors),
+    )
     item: FeastType = String if contract.item_dtype == "string" else Int64
     kinds = (Array(item), Array(String), Array(Int64), Array(Float64))
     given = SESSION_INPUTS if with_values else SESSION_INPUTS[:3]

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_embeddings.models.batch import HistoryBatch, Ids, Int64s
+from feast_embeddings.models.batch import Float32s, HistoryBatch, Ids, Int64s
 from feast_embeddings.models.errors import BehaviorSourceError
 from feast_embeddings.transformations.behaviors import Behaviors, canonical_schema
 from feast_embeddings.transformations.cleaning import CleaningRules, clean
 from feast_embeddings.transformations.contract import BehaviorContract
-from feast_embeddings.transformations.histories import extend
+from feast_embeddings.transformations.histories import merged
 from feast_embeddings.transformations.ordering import concat_ids, lex_order, ranks, starts_of_runs
 from feast_embeddings.transformations.session import ITEMS, TIMES, TYPES, VALUES, Columns, SessionSpec
 from feast_embeddings.transformations.tags import HISTORY_FEATURES
@@ -80,18 +80,19 @@ def session_histories(spec: SessionSpec, inputs: Columns, now_us: int, length: i
     if given.items.dtype == object:
         good &= given.items != ""
     fresh = given.take(good)
-    new = fresh.take(_unseen(stored, fresh, spec.with_values))
-    behaviors = _cleaned(_behaviors(new), spec.contract, spec.rules)
+    unseen = fresh.take(_unseen(stored, fresh, spec.with_values))
+    new = _cleaned(unseen, spec.contract, spec.rules)
     as_of = stored.as_of.copy()
-    np.maximum.at(as_of, _rows(behaviors), behaviors.times_us + 1)
-    histories = extend(stored, np.arange(len(stored), dtype=np.int64), behaviors, length, as_of)
+    np.maximum.at(as_of, new.row, new.times + 1)
+    types, values = new.types.astype(np.int32), _as_stored(new.values)
+    histories = merged(stored, new.row, new.items, types, new.times, values, length, as_of)
     counts = {
         "read": len(given.row),
-        "applied": len(behaviors),
-        "deduplicated": len(fresh.row) - len(new.row),
-        "refused": len(given.row) - len(fresh.row) + len(new.row) - len(behaviors),
+        "applied": len(new.row),
+        "deduplicated": len(fresh.row) - len(unseen.row),
+        "refused": len(given.row) - len(fresh.row) + len(unseen.row) - len(new.row),
     }
-    return Sessions(histories, behaviors.items, counts)
+    return Sessions(histories, new.items, counts)
 
 
 def _stored(contract: BehaviorContract, inputs: Columns, now_us: int) -> HistoryBatch:
@@ -140,7 +141,7 @@ def _unseen(stored: HistoryBatch, given: _Given, with_values: bool) -> npt.NDArr
     types = np.concatenate([stored.behavior_types, given.types])
     keys = [owner, np.concatenate([stored.times, given.times]), items, types]
     if with_values:
-        keys.append(np.concatenate([stored.values, given.values.astype(np.float32) + np.float32(0.0)]))
+        keys.append(np.concatenate([stored.values, _as_stored(given.values)]))
     order = lex_order(*keys)  # stable: what is stored comes before what is given
     first = np.zeros(len(order), np.bool_)
     first[order] = starts_of_runs(*(key[order] for key in keys))
@@ -163,16 +164,15 @@ def _behaviors(given: _Given) -> Behaviors:
     return Behaviors(pa.table(columns, schema=schema))
 
 
-def _cleaned(behaviors: Behaviors, contract: BehaviorContract, rules: CleaningRules) -> Behaviors:
+def _cleaned(given: _Given, contract: BehaviorContract, rules: CleaningRules) -> _Given:
+    """What the cleaning rules leave."""
     limits = [limit for limit in (rules.max_per_day, rules.burst and rules.burst[0]) if limit is not None]
     cancels = rules.cancellations and contract.cancellations
-    if not cancels and len(behaviors) <= min(limits, default=len(behaviors)):
-        return behaviors  # no rule can refuse any of so few
-    return clean(behaviors, contract, rules)
-
-
-def _rows(behaviors: Behaviors) -> Int64s:
-    return np.repeat(behaviors.entities, np.diff(behaviors.offsets)).astype(np.int64)
+    if not cancels and len(given.row) <= min(limits, default=len(given.row)):
+        return given  # no rule can refuse any of so few
+    left = clean(_behaviors(given), contract, rules)
+    row = np.repeat(left.entities, np.diff(left.offsets)).astype(np.int64)
+    return _Given(row, left.items, left.behavior_types.astype(np.int64), left.times_us, left.values.astype(np.float64))
 
 
 def _lengths(lists: Sequence[Any]) -> Int64s:
@@ -202,3 +202,8 @@ def _codes(lists: Sequence[Any], contract: BehaviorContract) -> Int64s:
     position = pc.index_in(names, pa.array(known, pa.string())).fill_null(len(known)).to_numpy(zero_copy_only=False)
     codes: Int64s = np.array([*known.values(), -1], np.int64)[position]
     return codes
+
+
+def _as_stored(values: npt.NDArray[np.float64]) -> Float32s:
+    """Values as histories hold them: float32, and no negative zero, to which tiny negative values round."""
+    return values.astype(np.float32) + np.float32(0.0)

@@ -29,7 +29,7 @@ def declare_session(repo: SmallRepo, name: str = "session_embedding", **options:
 def session_repo(make_repo: MakeRepo, policy: str = "Incremental()", **options: str) -> tuple[SmallRepo, FeatureStore]:
     """A repo whose views are live as of day 4, with a session view."""
     repo = started(make_repo, policy, **options)
-    return repo, declare_session(repo)
+    return repo, declare_session(repo, exact=True)
 
 
 def rows_of(behaviors: Behaviors | None, users: Sequence[int]) -> dict[str, list[Any]]:

@@ -40,6 +40,15 @@ def test_a_session_is_bit_for_bit_what_a_tick_of_the_same_behaviors_stores(make_
     assert not np.array_equal(before, stored)
 
 
+def test_the_quick_way_agrees_with_the_exact_one(make_repo: MakeRepo) -> None:
+    repo, _ = session_repo(make_repo)
+    store = declare_session(repo, "session_quick")
+    rows = rows_of(repo.behaviors(day(5)).between(day(4), day(5)), USERS.tolist())
+    with at(day(5)):
+        answer = ask(store, rows, SESSION, "session_quick:session_quick")
+    np.testing.assert_allclose(matrix(answer["session_quick"]), matrix(answer["session_embedding"]), atol=1e-5)
+
+
 def test_a_session_that_was_pushed_too_counts_once(make_repo: MakeRepo) -> None:
     repo, store = session_repo(make_repo)
     behaviors = repo.behaviors(day(5)).between(day(4), day(5))
@@ -120,7 +129,7 @@ def two_generations(make_repo: MakeRepo) -> tuple[SmallRepo, FeatureStore, list[
         repo.run(day(4) + HOUR, refresh=True)
         repo.run(day(4) + HOUR, "item_embedding", refresh=True)
     fills = [*repo.fills("live"), *repo.fills("retained")]
-    return repo, declare_session(repo), [FillRef(fill.fill, fill.space) for fill in fills]
+    return repo, declare_session(repo, exact=True), [FillRef(fill.fill, fill.space) for fill in fills]
 
 
 def test_beside_cutovers_a_session_is_in_the_generation_of_its_answer(make_repo: MakeRepo) -> None:
@@ -171,7 +180,7 @@ def test_alone_in_its_answer_it_follows_the_live_generation_at_once(make_repo: M
 
 def test_a_pinned_session_stays_in_its_space(make_repo: MakeRepo) -> None:
     repo, _, (live, kept) = two_generations(make_repo)
-    store = declare_session(repo, "session_before", space=kept.space)
+    store = declare_session(repo, "session_before", space=kept.space, exact=True)
     rows = rows_of(None, USERS[:3].tolist())
     with at(day(4) + HOUR):
         found = matrix(ask(store, rows, "session_before:session_before")["session_before"])

@@ -41,7 +41,7 @@ def spec(*, text: bool = False, rules: CleaningRules | None = None, with_values:
         item_dtype="string" if text else "int64",
         types=TYPES,
     )
-    return SessionSpec("now", "user_embedding", "main", 4, None, with_values, contract, rules or CleaningRules())
+    return SessionSpec("now", "user_embedding", "main", 4, None, with_values, False, contract, rules or CleaningRules())
 
 
 def canonical(rows: list[Event], *, text: bool) -> Behaviors:
