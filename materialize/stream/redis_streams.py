@@ -18,6 +18,7 @@ from feast_embeddings.models.batch import Int64s
 from feast_embeddings.models.errors import StreamError
 
 FIELD: Final = b"behavior"
+PARTITIONS: Final = 8
 SEQUENCE_BITS: Final = 20
 _CLAIM: Final = 1000
 _TRIM_EVERY: Final = 50  # commits
@@ -29,6 +30,13 @@ Client = Callable[[], AbstractContextManager[Any]]
 def stream_key(project: str, behaviors: str, partition: int) -> str:
     """Key of one partition; the braces keep all partitions on one node of a cluster, as one read of them needs."""
     return f"feast-embeddings:{{{project}:{behaviors}}}:behaviors:{partition}"
+
+
+def agreed_partitions(client: Any, project: str, behaviors: str, wanted: int = PARTITIONS) -> int:
+    """Into how many partitions these behaviors are dealt: what the first producer or worker wanted, for good."""
+    key = f"feast-embeddings:{{{project}:{behaviors}}}:partitions"
+    client.set(key, wanted, nx=True)
+    return int(client.get(key))
 
 
 def append_behaviors(
