@@ -31,7 +31,13 @@ TRAIN_START_US = int(datetime(2017, 10, 3, tzinfo=UTC).timestamp()) * 1_000_000
 TRAIN_END_US = int(datetime(2017, 10, 7, tzinfo=UTC).timestamp()) * 1_000_000
 TYPES = ("click",)
 CONFIG = TrainingConfig(
-    encoder=SequenceConfig(context=50), learning_rate=2e-3, min_item_count=5, max_epochs=20, validation_users=2000
+    encoder=SequenceConfig(context=50),
+    learning_rate=4e-3,
+    average_decay=0.99,
+    decay_epochs=3,
+    min_item_count=5,
+    max_epochs=20,
+    validation_users=2000,
 )
 
 

@@ -1,0 +1,313 @@
+"""Which update policy pays, and what staleness costs, on clicks of a news site.
+
+An encoder learned from the days before 2017-10-07 and is frozen (see ``globo.py``). Two days are replayed: before a
+sample of their clicks, the next article is to be found among all, given the vector that a policy would have served.
+Items are the same for every policy: the encoder's, and for articles that it never saw the mean of the user vectors
+that preceded their clicks, made anew each hour (``--help``: switched off in one line of the table).
+
+    python benchmarks/policies.py --data globo_clicks_1001_1008.parquet --encoder globo_encoder
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from globo import DAY_US, TRAIN_END_US, read_globo, trained
+from quality_ml1m import machine
+from rich.console import Console
+from rich.table import Table
+
+from feast_embeddings.materialize import Full, Hybrid, Incremental
+from feast_embeddings.materialize.backtest import Backtest, Candidate, Questions
+from feast_embeddings.materialize.frontier import Frontier, draw
+from feast_embeddings.models import (
+    Encoder,
+    Evaluation,
+    HistoryBatch,
+    ItemIndex,
+    RankingTask,
+    Scorer,
+    evaluate,
+    load_encoder,
+    save_encoder,
+    time_split,
+)
+from feast_embeddings.models.batch import Float32s, Int64s
+from feast_embeddings.models.splits import cut
+from feast_embeddings.models.unseen import preceding_means
+from feast_embeddings.transformations import Behaviors, Histories
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+HOUR_US = 3_600_000_000
+MINUTE_US = 60_000_000
+MEASURES = ("ndcg@10", "hr@10")
+BEHIND = (0, 1, 2, 5, 10)
+MINUTES = (0, 1, 5, 15, 60, 240, 1440)
+REFERENCE = "window, 5m"
+
+
+def candidates() -> list[Candidate]:
+    """What is replayed: the reference, and every idea to spend less."""
+    tick = "5m"
+    arms = {
+        REFERENCE: Incremental(every=tick),
+        "Full, 5m": Full(every=tick),
+        "Full, 6h": Full(every="6h"),
+        "Full, 1d": Full(every="1d"),
+        **{f"window, {every}": Incremental(every=every) for every in ("15m", "30m", "1h", "6h", "1d")},
+        **{f"window, 5m, α {alpha}": Incremental(every=tick, alpha=alpha) for alpha in (0.1, 0.3, 0.5, 0.7, 0.9)},
+        "window, 5m, half-life 1h": Incremental(every=tick, half_life="1h"),
+        **{
+            f"new, 5m, α {alpha}": Incremental(every=tick, alpha=alpha, context="new")
+            for alpha in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+        },
+        **{
+            f"new, 5m, half-life {life}": Incremental(every=tick, half_life=life, context="new")
+            for life in ("30m", "6h", "1d", "7d")
+        },
+        "new, 5m, α 0.3, full 6h": Hybrid(every=tick, alpha=0.3, context="new", full_every="6h"),
+        "new, 5m, α 0.3, full 1d": Hybrid(every=tick, alpha=0.3, context="new", full_every="1d"),
+        "window, 5m, full 1d": Hybrid(every=tick, full_every="1d"),
+    }
+    return [
+        *(Candidate(name, policy) for name, policy in arms.items()),
+        *(Candidate(f"cached, {every}", Incremental(every=every), cached=True) for every in (tick, "15m", "30m")),
+        *(Candidate(f"window, 5m, ≥ {least} new", Incremental(every=tick), min_new=least) for least in (2, 3)),
+    ]
+
+
+@dataclass(frozen=True)
+class World:
+    """The clicks, the questions, and the items that everybody is ranked against."""
+
+    histories: HistoryBatch
+    task: RankingTask
+    encoder: Encoder
+    trained: Float32s
+    hour: Int64s
+    unseen: Float32s
+
+    def scorer(self, users: Float32s, *, fold_in: bool = True) -> Scorer:
+        """Scores of user vectors [Q, dim] of all questions; each hour has its own vectors of unseen items."""
+
+        def score(part: slice) -> Float32s:
+            scores: Float32s = users[part] @ self.trained.T
+            scores[:, ~self.task.known] = -np.inf
+            if fold_in:
+                columns = np.flatnonzero(~self.task.known)
+                for hour in np.unique(self.hour[part]):
+                    rows = np.flatnonzero(self.hour[part] == hour)
+                    items = self.unseen[hour]
+                    there = items.any(axis=1)
+                    scores[np.ix_(rows, columns[there])] = users[part][rows] @ items[there].T
+            return scores
+
+        return score
+
+
+def made(behaviors: Behaviors, encoder: Encoder, days: float, sample: int) -> World:
+    """The world from the end of training on, for so many days."""
+    end = TRAIN_END_US + round(days * DAY_US)
+    longest = int(np.diff(behaviors.offsets).max())
+    histories = Histories(behaviors).as_of(behaviors.entities, end, longest)
+    later = behaviors.between(TRAIN_END_US, end)
+    catalogue = ItemIndex.of(np.concatenate([encoder.item_ids(), later.items]))
+    task = time_split(
+        histories, TRAIN_END_US, until_us=end, catalogue=catalogue, follow=True, sample=sample, filter_seen=True
+    )
+    vectors, known = encoder.encode_items(catalogue.ids)
+    by_time = np.argsort(task.histories.as_of, kind="stable")
+    task = replace(ordered(task, by_time), known=known)
+    hour = (task.histories.as_of - TRAIN_END_US) // HOUR_US
+    return World(histories, task, encoder, vectors, hour, folded(histories, encoder, catalogue, known, vectors, end))
+
+
+def ordered(task: RankingTask, rows: Int64s) -> RankingTask:
+    """The same questions in another order."""
+    assert task.filtered is not None
+    owner = np.repeat(np.arange(len(rows)), np.diff(task.filtered.offsets)[rows])
+    starts, stops = task.filtered.offsets[:-1][rows], task.filtered.offsets[1:][rows]
+    offsets = np.concatenate([[0], np.cumsum(stops - starts)])
+    at = np.arange(offsets[-1]) - offsets[owner] + starts[owner]
+    return replace(
+        task,
+        histories=task.histories.take(rows),
+        targets=replace(task.targets, rows=task.targets.rows[rows]),
+        users=task.users[rows],
+        filtered=replace(task.filtered, offsets=offsets, rows=task.filtered.rows[at]),
+    )
+
+
+def folded(
+    histories: HistoryBatch, encoder: Encoder, catalogue: ItemIndex, known: np.ndarray, vectors: Float32s, end: int
+) -> Float32s:
+    """Vectors of the unseen items at the start of each hour, float32 [hours, unseen, dim]."""
+    owner = np.repeat(np.arange(len(histories)), histories.lengths)
+    column = catalogue.rows(histories.items) - 1
+    place = np.cumsum(~known) - 1
+    clicks = np.flatnonzero((histories.times >= TRAIN_END_US) & (histories.times < end) & ~known[column])
+    start = np.maximum(histories.offsets[:-1][owner[clicks]], clicks - encoder.context)
+    before = encoder.encode(cut(histories, start, clicks, histories.times[clicks]))
+    items, hours = place[column[clicks]], (histories.times[clicks] - TRAIN_END_US) // HOUR_US
+    length = float(np.linalg.norm(vectors[known], axis=1).mean())
+    steps = range(-(-(end - TRAIN_END_US) // HOUR_US))
+    return np.stack(
+        [preceding_means(items[hours < hour], before[hours < hour], int((~known).sum()), length)[0] for hour in steps]
+    )
+
+
+def frontier(world: World, end: int, resamples: int) -> tuple[Frontier, Evaluation, list[str]]:
+    """Every candidate replayed, evaluated, and weighed."""
+    questions = Questions(world.task.users, world.task.histories.as_of)
+    replay = Backtest(world.histories, world.encoder, questions, TRAIN_END_US, end)
+    replayed = replay.run(candidates())
+    methods = {each.candidate.name: world.scorer(each.vectors) for each in replayed}
+    exact = next(each for each in replayed if each.candidate.name == REFERENCE)
+    methods[f"{REFERENCE}, unseen items unranked"] = world.scorer(exact.vectors, fold_in=False)
+    found = evaluate(world.task, methods, resamples=resamples)
+    return Frontier.of(replayed, found, REFERENCE), found, list(methods)
+
+
+def staleness(world: World, resamples: int) -> tuple[dict[str, Evaluation], dict[str, int]]:
+    """Quality by the vector's age: in behaviors, for questions after more than ten; in minutes, for all."""
+    task, encoder = world.task, world.encoder
+    long = np.flatnonzero(task.histories.lengths > max(BEHIND))
+    deep = replace(world, task=ordered(task, long), hour=world.hour[long])
+    by_behaviors = {f"{age}": deep.scorer(encoder.encode(older(deep.task.histories, age))) for age in BEHIND}
+    by_minutes = {f"{age} min": world.scorer(encoder.encode(earlier(task.histories, age))) for age in MINUTES}
+    found = {
+        "behaviors": evaluate(deep.task, by_behaviors, baselines=(), resamples=resamples),
+        "minutes": evaluate(task, by_minutes, baselines=(), resamples=resamples),
+    }
+    return found, {"behaviors": len(long), "minutes": len(task)}
+
+
+def older(histories: HistoryBatch, age: int) -> HistoryBatch:
+    """The histories without their last ``age`` behaviors, as of the first of those."""
+    stop = histories.offsets[1:] - age
+    as_of = histories.as_of if age == 0 else histories.times[np.minimum(stop, len(histories.times) - 1)]
+    return cut(histories, histories.offsets[:-1], stop, as_of)
+
+
+def earlier(histories: HistoryBatch, minutes: int) -> HistoryBatch:
+    """The histories as of so many minutes before."""
+    as_of = histories.as_of - minutes * MINUTE_US
+    owner = np.repeat(np.arange(len(histories)), histories.lengths)
+    kept = np.bincount(owner[histories.times < as_of[owner]], minlength=len(histories))
+    return cut(histories, histories.offsets[:-1], histories.offsets[:-1] + kept, as_of)
+
+
+def show_staleness(console: Console, found: dict[str, Evaluation], counts: dict[str, int]) -> None:
+    """Prints one table per unit of age."""
+    for unit, evaluation in found.items():
+        title = f"Quality by the age of the user's vector, in {unit}: {counts[unit]:,} questions, items the same"
+        table = Table(title=title, title_justify="left")
+        for column in ("age", "HR@10", "NDCG@10", "seen: HR@10", "unseen: HR@10"):
+            table.add_column(column, justify="right")
+        for name, scores in evaluation.methods.items():
+            cells = [("all", "hr@10"), ("all", "ndcg@10"), ("seen", "hr@10"), ("unseen", "hr@10")]
+            table.add_row(name, *(f"{scores.estimates[group][measure].value:.4f}" for group, measure in cells))
+        console.print(table)
+
+
+def show_methods(console: Console, found: Evaluation, names: list[str]) -> None:
+    """Prints the encoder by its reference policy beside every baseline."""
+    table = Table(title=f"{found.questions['all']:,} questions, {found.catalogue:,} articles", title_justify="left")
+    for column in ("method", "HR@10", "NDCG@10", "seen: HR@10", "unseen: HR@10", "coverage@10"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for name, scores in found.methods.items():
+        if (name.startswith(REFERENCE) and "α" not in name and "≥" not in name) or name not in names:
+            cells = [("all", "hr@10"), ("all", "ndcg@10"), ("seen", "hr@10"), ("unseen", "hr@10")]
+            shown = [str(scores.estimates[group][measure]) for group, measure in cells]
+            table.add_row(name, *shown, f"{scores.coverage[10]:.3f}")
+    console.print(table)
+
+
+def draw_staleness(path: Path, found: dict[str, Evaluation]) -> None:
+    """Draw HR@10 against age, seen and unseen items apart, with intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    for axes, (unit, evaluation) in zip(panels, found.items(), strict=True):
+        places = np.arange(len(evaluation.methods))
+        for group, color in (("all", "0.2"), ("seen", "tab:blue"), ("unseen", "tab:orange")):
+            hits = [scores.estimates[group]["hr@10"] for scores in evaluation.methods.values()]
+            axes.plot(places, [hit.value for hit in hits], "o-", color=color, label=f"{group} items", markersize=4)
+            axes.fill_between(places, [hit.low for hit in hits], [hit.high for hit in hits], color=color, alpha=0.15)
+        axes.set_xticks(places, [name.removesuffix(" min") for name in evaluation.methods])
+        axes.set_xlabel(f"age of the user's vector, {unit}")
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("HR@10 of the next article")
+    panels[0].legend(frameon=False)
+    panels[0].set_title("Staleness, the items held equal", loc="left")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """Both tables, both pictures, both files."""
+    load_before, started = os.getloadavg(), time.monotonic()
+    behaviors = read_globo(options.data)
+    if not (options.encoder / "manifest.json").is_file():
+        save_encoder(trained(behaviors, options.minutes).encoder, options.encoder)
+    encoder = load_encoder(options.encoder)
+    end = TRAIN_END_US + round(options.days * DAY_US)
+    world = made(behaviors, encoder, options.days, options.sample)
+    found, counts = staleness(world, options.resamples)
+    show_staleness(console, found, counts)
+    head: dict[str, Any] = {
+        "space": encoder.space,
+        "days": options.days,
+        "questions": counts,
+        "command": " ".join(["python", *sys.argv]),
+    }
+    ages = {unit: evaluation.to_json() for unit, evaluation in found.items()}
+    write(options.out / "staleness.json", head | ages | {"machine": machine(load_before)})
+    draw_staleness(options.plots / "staleness.png", found)
+    weighed, evaluation, names = frontier(world, end, options.resamples)
+    show_methods(console, evaluation, names)
+    console.print(weighed.table())
+    cheapest = weighed.recommended(min_quality=0.995)
+    console.print(f"At least 99.5 % of {REFERENCE!r}, cheapest: policy={cheapest.declaration}")
+    points = {"reference": REFERENCE, "points": [asdict(point) for point in weighed.points]}
+    seconds = {"seconds": time.monotonic() - started, "machine": machine(load_before)}
+    write(options.out / "policies.json", head | points | {"evaluation": evaluation.to_json()} | seconds)
+    draw(options.plots / "policies.png", weighed, "News clicks, two days: quality against encode cost")
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """Writes JSON, floats to six digits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rounded = json.loads(json.dumps(results), parse_float=lambda text: round(float(text), 6))
+    path.write_text(json.dumps(rounded, indent=1) + "\n")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--encoder", type=Path, required=True, help="its artifact; trained where there is none")
+    parser.add_argument("--minutes", type=float, default=9.5, help="time limit of that training")
+    parser.add_argument("--days", type=float, default=2.0, help="days to replay, from 2017-10-07 on")
+    parser.add_argument("--sample", type=int, default=10_000, help="questions")
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--plots", type=Path, default=ROOT / "docs")
+    run(parser.parse_args(), Console(width=150))
+
+
+if __name__ == "__main__":
+    main()
