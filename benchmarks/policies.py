@@ -126,25 +126,9 @@ def made(behaviors: Behaviors, encoder: Encoder, days: float, sample: int) -> Wo
     )
     vectors, known = encoder.encode_items(catalogue.ids)
     by_time = np.argsort(task.histories.as_of, kind="stable")
-    task = replace(ordered(task, by_time), known=known)
+    task = replace(task.take(by_time), known=known)
     hour = (task.histories.as_of - TRAIN_END_US) // HOUR_US
     return World(histories, task, encoder, vectors, hour, folded(histories, encoder, catalogue, known, vectors, end))
-
-
-def ordered(task: RankingTask, rows: Int64s) -> RankingTask:
-    """The same questions in another order."""
-    assert task.filtered is not None
-    owner = np.repeat(np.arange(len(rows)), np.diff(task.filtered.offsets)[rows])
-    starts, stops = task.filtered.offsets[:-1][rows], task.filtered.offsets[1:][rows]
-    offsets = np.concatenate([[0], np.cumsum(stops - starts)])
-    at = np.arange(offsets[-1]) - offsets[owner] + starts[owner]
-    return replace(
-        task,
-        histories=task.histories.take(rows),
-        targets=replace(task.targets, rows=task.targets.rows[rows]),
-        users=task.users[rows],
-        filtered=replace(task.filtered, offsets=offsets, rows=task.filtered.rows[at]),
-    )
 
 
 def folded(
@@ -181,7 +165,7 @@ def staleness(world: World, resamples: int) -> tuple[dict[str, Evaluation], dict
     """Quality by the vector's age: in behaviors, for questions after more than ten; in minutes, for all."""
     task, encoder = world.task, world.encoder
     long = np.flatnonzero(task.histories.lengths > max(BEHIND))
-    deep = replace(world, task=ordered(task, long), hour=world.hour[long])
+    deep = replace(world, task=task.take(long), hour=world.hour[long])
     by_behaviors = {f"{age}": deep.scorer(encoder.encode(older(deep.task.histories, age))) for age in BEHIND}
     by_minutes = {f"{age} min": world.scorer(encoder.encode(earlier(task.histories, age))) for age in MINUTES}
     found = {

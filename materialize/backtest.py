@@ -152,6 +152,10 @@ class Backtest:
         self._owner = np.repeat(np.arange(len(histories)), histories.lengths)
         self._place_of = np.full(len(histories), -1)
         self._place_of[self._asked] = np.arange(len(self._asked))
+        self._first = histories.offsets[:-1]
+        self._rows_now = self._first.copy()
+        self._now_us = int(np.iinfo(np.int64).min)
+        self._active: dict[tuple[Any, ...], Int64s] = {}
         self._memo: dict[tuple[Any, ...], tuple[Float32s, float]] = {}
 
     def run(self, candidates: Sequence[Candidate]) -> list[Replayed]:
@@ -160,10 +164,13 @@ class Backtest:
         Raises:
             DeclarationError: A cached candidate of an encoder that keeps no state.
         """
+        self._rows_now, self._now_us = self._first.copy(), int(np.iinfo(np.int64).min)
+        self._advance(self.start_us)
         arms = [self._arm(candidate) for candidate in candidates]
         times = sorted({self.start_us, *(at for arm in arms for at, _ in arm.runs)})
         for at, until in zip(times, [*times[1:], np.iinfo(np.int64).max], strict=True):
             self._memo.clear()
+            self._advance(at)
             for arm in arms:
                 while arm.runs and arm.runs[0][0] == at:
                     _, unit = arm.runs.popleft()
@@ -181,7 +188,7 @@ class Backtest:
         arm = _Arm(
             candidate,
             deque(scheduled(candidate.policy, self.start_us, self.end_us)),
-            self.histories.offsets[:-1].copy(),
+            self._first.copy(),
             np.zeros(size, np.int64),
             np.zeros(size, np.bool_),
             np.zeros((asked, dim), np.float32),
@@ -199,7 +206,7 @@ class Backtest:
     def _apply(self, arm: _Arm, unit: Due, at_us: int) -> None:
         entities = self._members(unit)
         stop = self._rows_before(entities, unit.end_us)
-        first, covered = self.histories.offsets[entities], arm.covered[entities]
+        first, covered = self._first[entities], arm.covered[entities]
         if unit.kind == "incremental":
             waiting = stop - covered >= arm.candidate.min_new
             entities, stop, first, covered = entities[waiting], stop[waiting], first[waiting], covered[waiting]
@@ -234,7 +241,9 @@ class Backtest:
             return self._place_of[entities] >= 0
         until_us = arm.runs[0][0] if arm.runs else np.iinfo(np.int64).max
         low, high = np.searchsorted(self._asked_us, [at_us, until_us])
-        return np.isin(entities, self._questions.entities[self._order[low:high]])
+        needed = np.zeros(len(self.histories), np.bool_)
+        needed[self._questions.entities[self._order[low:high]]] = True
+        return np.asarray(needed[entities], np.bool_)
 
     def _keep(self, arm: _Arm, unit: Due, entities: Int64s, vectors: Float32s, policy: Incremental) -> None:
         place = self._place_of[entities]
@@ -244,18 +253,28 @@ class Backtest:
             vectors = blend(arm.vectors[place], vectors, alphas, found)
         arm.vectors[place] = vectors
 
+    def _advance(self, at_us: int) -> None:
+        """Let the behaviors before ``at_us`` have happened."""
+        low, high = np.searchsorted(self._sorted_times, [self._now_us, at_us])
+        np.add.at(self._rows_now, self._owner[self._by_time[low:high]], 1)
+        self._now_us = at_us
+
     def _members(self, unit: Due) -> Int64s:
         """Who has behaviors in the unit, ascending; for a refresh, who has any before its end."""
         if unit.kind == "full":
-            rows_before = self._rows_before(np.arange(len(self.histories)), unit.end_us)
-            return np.flatnonzero(rows_before > self.histories.offsets[:-1])
-        low, high = np.searchsorted(self._sorted_times, [unit.start_us or 0, unit.end_us])
-        return np.unique(self._owner[self._by_time[low:high]])
+            return np.flatnonzero(self._rows_before(np.arange(len(self.histories)), unit.end_us) > self._first)
+        key = ("members", unit.start_us, unit.end_us)
+        if key not in self._active:
+            low, high = np.searchsorted(self._sorted_times, [unit.start_us or 0, unit.end_us])
+            self._active = {key: np.unique(self._owner[self._by_time[low:high]])}
+        return self._active[key]
 
     def _rows_before(self, entities: Int64s, end_us: int | Int64s) -> Int64s:
-        low, high = self.histories.offsets[:-1][entities], self.histories.offsets[1:][entities]
+        """One past each entity's last row with an earlier event time: int64 [n]."""
+        if isinstance(end_us, int) and end_us == self._now_us:
+            return self._rows_now[entities]
         times = np.array(np.broadcast_to(np.asarray(end_us, np.int64), (len(entities),)))
-        return bisect_segments(self.histories.times, low, high, times)
+        return bisect_segments(self.histories.times, self._first[entities], self.histories.offsets[entities + 1], times)
 
     def _batch(self, start: Int64s, stop: Int64s, as_of_us: int) -> HistoryBatch:
         return cut(self.histories, start, stop, np.full(len(start), as_of_us, np.int64))
@@ -309,7 +328,7 @@ class Backtest:
             arm.behind[rows] = now - arm.covered[entities]
 
     def _replayed(self, arm: _Arm) -> Replayed:
-        lengths = np.minimum(arm.covered - self.histories.offsets[:-1], self.encoder.context)[arm.found]
+        lengths = np.minimum(arm.covered - self._first, self.encoder.context)[arm.found]
         policy = _incremental(arm.candidate.policy)
         size = 4.0 * self.encoder.dim
         if not isinstance(arm.candidate.policy, Full):

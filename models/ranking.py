@@ -58,6 +58,14 @@ class Ragged:
         offsets = np.searchsorted(flat, np.arange(len(self) + 1) * n_items)
         return Ragged(offsets.astype(np.int64), flat % max(n_items, 1))
 
+    def take(self, users: Int64s) -> Ragged:
+        """The rows of ``users`` (int64 [R]), in that order."""
+        counts = np.diff(self.offsets)[users]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return Ragged(
+            offsets, self.rows[np.repeat(self.offsets[:-1][users] - offsets[:-1], counts) + np.arange(offsets[-1])]
+        )
+
     def where(self, mask: Bools) -> Ragged:
         """The rows where ``mask`` (bool [N]) is true; every user stays, some perhaps without rows."""
         before = np.concatenate([[0], np.cumsum(mask)]).astype(np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,6 +38,16 @@ class RankingTask:
     def __len__(self) -> int:
         """Number of questions, Q."""
         return len(self.histories)
+
+    def take(self, questions: Int64s) -> RankingTask:
+        """The task of ``questions`` (int64 [R]), in that order."""
+        return replace(
+            self,
+            histories=self.histories.take(questions),
+            targets=self.targets.take(questions),
+            users=self.users[questions],
+            filtered=None if self.filtered is None else self.filtered.take(questions),
+        )
 
 
 def leave_one_out(histories: HistoryBatch, catalogue: ItemIndex | None = None, *, filter_seen: bool) -> RankingTask:
