@@ -9,7 +9,7 @@ TORCH   = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types wheel bench-online-retail bench-quality bench-online faults concurrency fuzz clean
+.PHONY: help setup demo test lint types wheel bench-online-retail bench-quality bench-online faults concurrency fuzz bench-text bench-explain bench-compression clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -63,6 +63,19 @@ bench-online: setup  ## measure the online store beside stock Feast: writes, rea
 bench-online-retail: setup  ## count what cleaning does to Online Retail's invoices: make bench-online-retail DATA=path
 	@test -n '$(DATA)' || { echo 'bench-online-retail: say where the data is, DATA=path/to/parquet' >&2; exit 1; }
 	@$(BIN)/python benchmarks/online_retail.py --data '$(DATA)'
+
+bench-text: setup  ## measure what text does for cold items, and each modality: make bench-text DATA=online_retail.parquet
+	@test -n '$(DATA)' || { echo 'bench-text: say where the data is, DATA=online_retail.parquet' >&2; exit 1; }
+	@$(BIN)/python benchmarks/text_cold_items.py --data '$(DATA)'
+	@$(BIN)/python benchmarks/modalities.py --data '$(DATA)'
+
+bench-explain: setup  ## measure whether attributions find what matters: make bench-explain DATA=path/to/ml-1m
+	@test -n '$(DATA)' || { echo 'bench-explain: say where the data is, DATA=path/to/ml-1m' >&2; exit 1; }
+	@$(BIN)/python benchmarks/explanation.py --data '$(DATA)' $(if $(ENCODER),--encoder '$(ENCODER)')
+
+bench-compression: setup  ## measure what smaller weights and vectors cost: make bench-compression DATA=path/to/ml-1m
+	@test -n '$(DATA)' || { echo 'bench-compression: say where the data is, DATA=path/to/ml-1m' >&2; exit 1; }
+	@$(BIN)/python benchmarks/compression.py --data '$(DATA)' $(if $(ENCODER),--encoder '$(ENCODER)')
 
 clean:  ## remove what tests, builds and the demo left behind (.venv stays)
 	@rm -rf build dist *.egg-info .demo .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -77,6 +77,7 @@ def _draw_behaviors(axes: Any, found: EntityExplanation, rows: npt.NDArray[np.in
     ]
     axes.set_yticks(range(len(rows)), labels)
     axes.axvline(0, color="#444444", linewidth=0.8)
+    axes.set_xlabel("share of attention" if explained.method == "attention" else "part of the vector", fontsize=8)
     seen = sorted(set(kinds.tolist()))
     swatches = [axes.barh(0, 0, color=f"C{code % 10}") for code in seen]
     axes.legend(swatches, [_type(names, code) for code in seen], loc="best", fontsize=8, frameon=False)
