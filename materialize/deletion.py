@@ -50,7 +50,7 @@ def delete_entities(client: Any, project: str, join_keys: Sequence[str]) -> None
 def fields_under(name: str, features: Sequence[str]) -> list[bytes]:
     """All hash fields stored under ``name``."""
     values = [keys.feature_field(name, feature) for feature in features]
-    return [*values, keys.timestamp_field(name), keys.tick_field(name)]
+    return [*values, keys.timestamp_field(name)]
 
 
 def entity_batches(client: Any, project: str, join_keys: Sequence[str]) -> Iterator[list[bytes]]:

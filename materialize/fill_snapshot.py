@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from feast import FeatureView, RepoConfig
 
-from feast_embeddings.materialize import keys, wire
+from feast_embeddings.materialize import keys, stamps, wire
 from feast_embeddings.materialize.changes import VERSION, changed_since
 from feast_embeddings.materialize.deletion import entity_batches
 from feast_embeddings.materialize.manifest import FillRef, Manifest
@@ -207,7 +207,7 @@ class _Reader:
         rows = [(key, *reply) for key, reply in zip(batch, pipe.execute(), strict=True) if reply[0]]
         if not rows:
             return None
-        present, values, stamps = zip(*rows, strict=True)
+        present, values, stored = zip(*rows, strict=True)
         self._dim = self._dim or wire.vector_length(values[0], self._view.name)
         vectors, _ = wire.decode_vectors(values, self._dim, self._view.name)
-        return keys.ids_of(present, self._join_key), vectors, wire.decode_timestamps(stamps)
+        return keys.ids_of(present, self._join_key), vectors, stamps.event_times(stored)

@@ -1,29 +1,28 @@
 -- Writes rows of one tick, each only if the stored tick is older: a retry or a slow worker changes nothing.
 -- The whole call is atomic. Values stand feature by feature: #KEYS of the first, #KEYS of the second, ...
 -- KEYS  entity keys
--- ARGV  tick, tick field, its value, timestamp field, its value, ttl in seconds or 0, number of features f,
---       f feature fields, f * #KEYS values
+-- ARGV  tick, stamp field, its value (stamps.py: the tick is the first half of its last 16 bytes),
+--       ttl in seconds or 0, number of features f, f feature fields, f * #KEYS values
 -- Returns the number of rows written.
-local call, match, rows = redis.call, string.match, #KEYS
-local tick, tick_field, tick_value = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local time_field, time_value = ARGV[4], ARGV[5]
-local ttl, features = tonumber(ARGV[6]), tonumber(ARGV[7])
-local first_field, first_value = ARGV[8], 7 + features
+local call, unpacked, rows = redis.call, struct.unpack, #KEYS
+local tick, stamp_field, stamp = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local ttl, features = tonumber(ARGV[4]), tonumber(ARGV[5])
+local first_field, first_value = ARGV[6], 5 + features
 -- The features after the first; one table serves all rows, and only what differs between them is put into it.
 local others = {}
 for feature = 2, features do
-  others[2 * feature - 3] = ARGV[7 + feature]
+  others[2 * feature - 3] = ARGV[5 + feature]
 end
 local written = 0
 for row = 1, rows do
   local key = KEYS[row]
-  local stored = call('HGET', key, tick_field)
-  if not stored or tonumber(match(stored, '^-?%d+')) < tick then
+  local stored = call('HGET', key, stamp_field)
+  -- A stamp that is shorter than any with a tick is stock Feast's, and older than every tick.
+  if not stored or #stored < 18 or unpacked('>i8', stored, #stored - 15) < tick then
     for feature = 2, features do
       others[2 * feature - 2] = ARGV[first_value + (feature - 1) * rows + row]
     end
-    local first = ARGV[first_value + row]
-    call('HSET', key, tick_field, tick_value, time_field, time_value, first_field, first, unpack(others))
+    call('HSET', key, stamp_field, stamp, first_field, ARGV[first_value + row], unpack(others))
     if ttl > 0 then
       call('EXPIRE', key, ttl)
     end

@@ -11,7 +11,7 @@ import redis
 from feast import RepoConfig
 from redis.crc import key_slot
 
-from feast_embeddings.materialize import keys, wire
+from feast_embeddings.materialize import keys, stamps
 from feast_embeddings.materialize.packed import Strings, listed
 from feast_embeddings.materialize.script_calls import ScriptCalls
 from feast_embeddings.materialize.scripts import call
@@ -61,10 +61,9 @@ class GuardedWrites:
     ) -> None:
         self._store, self._config = store, config
         fields = [keys.feature_field(name, feature) for feature in features]
-        stamps = [keys.tick_field(name), b"%d:%d" % (tick, tick_end_us)]
-        stamps += [keys.timestamp_field(name), wire.encode_timestamp(event_time_us)]
+        stamp = [keys.timestamp_field(name), stamps.encode(event_time_us, tick, tick_end_us)]
         ttl = config.online_store.key_ttl_seconds or 0
-        self._constants = [b"%d" % tick, *stamps, b"%d" % ttl, b"%d" % len(fields), *fields]
+        self._constants = [b"%d" % tick, *stamp, b"%d" % ttl, b"%d" % len(fields), *fields]
 
     def write(self, chunks: Iterable[Chunk], on_chunk: OnChunk | None) -> int:
         """Sends the chunks; the number of rows written.

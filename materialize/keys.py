@@ -35,13 +35,8 @@ def feature_field(name: str, feature: str) -> bytes:
 
 
 def timestamp_field(name: str) -> bytes:
-    """Hash field of the event timestamp of ``name``."""
+    """Hash field of the event timestamp of ``name``; where ticks write, a stamp with their number (stamps.py)."""
     return f"_ts:{name}".encode()
-
-
-def tick_field(name: str) -> bytes:
-    """Hash field of the tick that wrote ``name``; its value is ``<tick>:<tick_end_us>``."""
-    return f"_tick:{name}".encode()
 
 
 def manifest_key(project: str, encoder: str) -> str:
@@ -91,7 +86,7 @@ def entity_keys(project: str, join_key: str, ids: Ids) -> list[bytes]:
 
 def entity_key_rows(project: str, join_key: str, ids: Ids) -> Strings:
     """As :func:`entity_keys`, for int64 ids as the rows of a matrix."""
-    prefix, suffix = serialize_entity_key_prefix([join_key]), project.encode()
+    prefix, suffix = _prefix(join_key), project.encode()
     if ids.dtype == object:
         kind = prefix + struct.pack("<I", ValueType.STRING)
         raw = [value.encode() for value in ids]
@@ -99,6 +94,11 @@ def entity_key_rows(project: str, join_key: str, ids: Ids) -> Strings:
     head = np.frombuffer(prefix + struct.pack("<II", ValueType.INT64, 8), np.uint8)
     values = ids.astype("<i8").view(np.uint8).reshape(len(ids), 8)
     return _between(head, values, np.frombuffer(suffix, np.uint8))
+
+
+@lru_cache
+def _prefix(join_key: str) -> bytes:
+    return bytes(serialize_entity_key_prefix([join_key]))
 
 
 def ids_of(entity_keys: Sequence[bytes], join_key: str) -> Ids:
@@ -114,9 +114,10 @@ def ids_of(entity_keys: Sequence[bytes], join_key: str) -> Ids:
 def _between(
     head: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8], tail: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.uint8]:
-    n = len(rows)
-    parts = [np.broadcast_to(head, (n, len(head))), rows, np.broadcast_to(tail, (n, len(tail)))]
-    return np.concatenate(parts, axis=1)
+    end = len(head) + rows.shape[1]
+    out = np.empty((len(rows), end + len(tail)), np.uint8)
+    out[:, : len(head)], out[:, len(head) : end], out[:, end:] = head, rows, tail
+    return out
 
 
 def scan_pattern(project: str, join_keys: Sequence[str]) -> bytes:

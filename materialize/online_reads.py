@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from feast import FeatureStore, FeatureView
 
 from feast_embeddings.materialize import clock, keys, wire
+from feast_embeddings.materialize.framed import FramedReads, FramedRows
+from feast_embeddings.materialize.packed import reads
 from feast_embeddings.materialize.read_plan import Read, ViewRead, kind_of, pinned_space, ttl_us
 from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.models.batch import Float32s, Ids, Int64s
@@ -62,12 +64,18 @@ def read_vectors(store: FeatureStore, feature: str, ids: Ids | Sequence[int] | S
     view, name = find(store, feature)
     online = online_store_of(store)
     config, entities = store.config, keys.entity_ids(ids)
-    read_keys = keys.entity_key_rows(config.project, view.join_keys[0], entities)
+    read_keys = keys.entity_key_rows(config.project, view.entity_columns[0].name, entities)
     read = Read(online.manifests, config, [ViewRead(view, [name], read_keys)])
-    with online.redis(config):
-        while not read.settled(online.run(config, read)):
+    with online.redis(config) as client:
+        while not read.settled(_replies(client, read)):
             pass
     return _vectors(read, read.views[0])
+
+
+def _replies(client: Any, read: Read) -> Any:
+    pipe = reads(client, FramedReads)
+    read.queue(pipe)
+    return pipe.execute()
 
 
 def _vectors(read: Read, part: ViewRead) -> Vectors:
@@ -77,15 +85,22 @@ def _vectors(read: Read, part: ViewRead) -> Vectors:
     if ref is None:
         empty = np.zeros((n, _declared_dim(part.table)), np.float32)
         return Vectors(empty, np.zeros(n, np.bool_), np.zeros(n, np.int64), "", generation)
-    values = [reply[0] for reply in part.replies]
-    first = next(filter(None, values), None)
-    dim = wire.vector_length(first, part.table.name) if first else _declared_dim(part.table)
-    matrix, found = wire.decode_vectors(values, dim, part.table.name)
+    matrix, found = _matrix(part)
     times, ttl = part.times_us(), ttl_us(part.table)
     if ttl > 0:
         expired = found & (clock.now_us() - times > ttl)
         matrix[expired], times[expired], found = 0, 0, found & ~expired
     return Vectors(matrix, found, times, ref.space, generation)
+
+
+def _matrix(part: ViewRead) -> tuple[Float32s, npt.NDArray[np.bool_]]:
+    """float32 [n, dim], and which rows were found: bool [n]."""
+    if isinstance(part.replies, FramedRows):
+        return wire.decode_vector_rows(part.replies.column(0), part.table.name), np.ones(len(part.replies), np.bool_)
+    values = [reply[0] for reply in part.replies]
+    first = next(filter(None, values), None)
+    dim = wire.vector_length(first, part.table.name) if first else _declared_dim(part.table)
+    return wire.decode_vectors(values, dim, part.table.name)
 
 
 def _declared_dim(view: FeatureView) -> int:

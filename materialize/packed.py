@@ -72,7 +72,7 @@ class PackedReads:
         self._count += 1
         self._commands.append(b"*2\r\n$3\r\nGET\r\n" + argument(key.encode()))
 
-    def execute(self) -> list[Any]:
+    def execute(self) -> Any:
         """Sends what is queued; one reply per command, in order.
 
         Raises:
@@ -80,7 +80,7 @@ class PackedReads:
         """
         connection: Any = self._client.connection_pool.get_connection()
         try:
-            replies: list[Any] = connection.retry.call_with_retry(
+            replies = connection.retry.call_with_retry(
                 lambda: self._exchange(connection), lambda _: connection.disconnect()
             )
         except BaseException:
@@ -90,10 +90,13 @@ class PackedReads:
             self._client.connection_pool.release(connection)
         return replies
 
-    def _exchange(self, connection: Any) -> list[Any]:
+    def _exchange(self, connection: Any) -> Any:
         if not self._count:
             return []
         connection.send_packed_command([b"".join(self._commands)])
+        return self._receive(connection)
+
+    def _receive(self, connection: Any) -> Any:
         replies = [connection.read_response()]
         take_parsed(connection, replies, self._count)
         replies += [connection.read_response() for _ in range(self._count - len(replies))]
@@ -109,12 +112,11 @@ def take_parsed(connection: Any, replies: list[Any], count: int) -> None:
     Raises:
         redis.RedisError: The connection is lost, or a reply is an error.
     """
-    parser: Any = getattr(connection, "_parser", None)
-    reader = getattr(parser, "_reader", None)
-    if not isinstance(reader, hiredis.Reader) or getattr(connection, "protocol", None) != 2:
+    parser = plain_parser(connection)
+    if parser is None:
         return
     while len(replies) < count:
-        reply = reader.gets()
+        reply = parser._reader.gets()
         if reply is None or isinstance(reply, list | bytes):
             replies.append(reply)
         elif isinstance(reply, Exception):
@@ -123,9 +125,16 @@ def take_parsed(connection: Any, replies: list[Any], count: int) -> None:
             parser.read_from_socket()
 
 
-def reads(client: Any) -> Any:
+def plain_parser(connection: Any) -> Any:
+    """The connection's parser where hiredis alone reads it, and nothing but replies comes; None otherwise."""
+    parser = getattr(connection, "_parser", None)
+    known = isinstance(getattr(parser, "_reader", None), hiredis.Reader) and getattr(connection, "protocol", None) == 2
+    return parser if known else None
+
+
+def reads(client: Any, kind: type[PackedReads] = PackedReads) -> Any:
     """A queue of reads for ``client``; a cluster's commands go to many servers, which its own pipeline knows."""
-    return PackedReads(client) if isinstance(client, redis.Redis) else client.pipeline()
+    return kind(client) if isinstance(client, redis.Redis) else client.pipeline()
 
 
 def queue_hmgets(pipe: Any, keys: Strings, fields: Sequence[bytes]) -> None:

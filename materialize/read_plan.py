@@ -19,7 +19,8 @@ from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesRespo
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
-from feast_embeddings.materialize import clock, keys, wire
+from feast_embeddings.materialize import clock, keys, stamps
+from feast_embeddings.materialize.framed import FramedRows
 from feast_embeddings.materialize.manifest import Manifest
 from feast_embeddings.materialize.packed import Strings, queue_hmgets
 from feast_embeddings.materialize.responses import Entities, add_columns, entities_of, redis_keys
@@ -107,7 +108,7 @@ class ViewRead:
     entity_keys: Strings
     name: str | None = None
     problem: SpaceError | None = None
-    replies: list[Sequence[bytes | None]] = field(default_factory=list)
+    replies: Sequence[Sequence[bytes | None]] = field(default_factory=list)
 
     @property
     def encoder(self) -> str | None:
@@ -137,7 +138,9 @@ class ViewRead:
 
     def times_us(self) -> Int64s:
         """Event times int64 [n] in microseconds; 0 where there is no row."""
-        return wire.decode_timestamps([reply[-1] for reply in self.replies])
+        if isinstance(self.replies, FramedRows):
+            return stamps.event_times_of_rows(self.replies.column(-1))
+        return stamps.event_times([reply[-1] for reply in self.replies])
 
     def expired(self) -> list[int]:
         """Positions of the rows past the view's ttl, whose values are withheld."""
@@ -194,7 +197,7 @@ class Read:
         for encoder in self.manifests:
             pipe.get(keys.manifest_key(self._config.project, encoder))
 
-    def settled(self, replies: list[Any]) -> bool:
+    def settled(self, replies: Any) -> bool:
         """Takes the replies in; False if a manifest has changed, and the read must be queued once more.
 
         Raises:

@@ -17,7 +17,7 @@ from feast import FeatureView, RepoConfig, utils
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 
-from feast_embeddings.materialize import keys, wire
+from feast_embeddings.materialize import keys, stamps, wire
 from feast_embeddings.materialize.packed import Strings
 from feast_embeddings.models.batch import Ids
 
@@ -132,7 +132,7 @@ def add_columns(
     if not replies:
         replies, row_of = [[None] * (len(features) + 1)], [0] * len(row_of)
         statuses = bytearray([FieldStatus.NOT_FOUND])
-    times = _spread(_TIMES, [reply[-1] for reply in replies], row_of)
+    times = _spread(_TIMES, [reply[-1] and stamps.plain(reply[-1]) for reply in replies], row_of)
     spread_statuses = bytes(map(statuses.__getitem__, row_of))
     shown = [status == FieldStatus.PRESENT for status in statuses]
     for number in range(len(features)):

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from feast.protos.feast.types.Value_pb2 import StringList
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from google.protobuf.message import DecodeError
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from feast_embeddings.materialize.packed import rows_as_bytes
 from feast_embeddings.models.batch import Float32s, Int32s, Int64s
@@ -67,6 +66,17 @@ def decode_vectors(values: Sequence[bytes | None], dim: int, view: str) -> tuple
     out = np.zeros((len(values), dim), np.float32)
     out[found] = vectors
     return out, found
+
+
+def decode_vector_rows(rows: Bytes, view: str) -> Float32s:
+    """As :func:`decode_vectors`, of values that are the rows of a matrix, uint8 [n, length of one]."""
+    size = _packed_size("float_list_val", rows.shape[1])
+    header = np.frombuffer(_header("float_list_val", size or 0), np.uint8)
+    if size is None or not bool((rows[:, : len(header)] == header).all()):
+        values = [row.tobytes() for row in rows]
+        return decode_vectors(values, vector_length(values[0], view), view)[0]
+    vectors: Float32s = rows[:, len(header) :].copy().view("<f4")
+    return vectors
 
 
 def vector_length(value: bytes, view: str) -> int:
@@ -159,23 +169,6 @@ def decode_strings(values: Sequence[bytes | None], view: str) -> tuple[npt.NDArr
     flat = np.empty(int(offsets[-1]), dtype=object)
     flat[:] = [text for row in rows for text in row]
     return flat, offsets
-
-
-def encode_timestamp(us: int) -> bytes:
-    """Microseconds since the epoch → serialized ``Timestamp``, as stock Feast stores it under ``_ts:``."""
-    seconds, rest = divmod(us, 1_000_000)
-    return bytes(Timestamp(seconds=seconds, nanos=rest * 1000).SerializeToString())
-
-
-def decode_timestamps(values: Sequence[bytes | None]) -> Int64s:
-    """Serialized timestamps → int64 [n] microseconds since the epoch; 0 where there is none."""
-    known = {value: _microseconds(value) if value is not None else 0 for value in set(values)}
-    return np.fromiter(map(known.__getitem__, values), np.int64, len(values))
-
-
-def _microseconds(value: bytes) -> int:
-    stamp = Timestamp.FromString(value)
-    return int(stamp.seconds) * 1_000_000 + int(stamp.nanos) // 1000
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from online_fixture import embedding
 
-from feast_embeddings.materialize import wire
+from feast_embeddings.materialize import stamps
 from feast_embeddings.materialize.packed import listed
 from feast_embeddings.materialize.responses import add_columns, entities_of
 
@@ -45,7 +45,7 @@ def expected(view, stored, row_of, full_names):
 def reply(row):
     if row is None:
         return [None] * 3
-    return [*(value and value.SerializeToString() for value in row[:2]), wire.encode_timestamp(row[2])]
+    return [*(value and value.SerializeToString() for value in row[:2]), stamps.encode(row[2], 1, row[2])]
 
 
 @given(rows.flatmap(lambda r: st.tuples(st.just(r), st.lists(st.integers(0, len(r) - 1), max_size=12))), st.booleans())
@@ -72,7 +72,7 @@ def test_a_row_past_the_ttl_keeps_its_time_and_loses_its_values():
 
 
 def test_bytes_that_are_no_value_are_refused():
-    broken = [[b"\xff\xff", None, wire.encode_timestamp(1)]]
+    broken = [[b"\xff\xff", None, stamps.encode(1, 1, 1)]]
     with pytest.raises(DecodeError):
         add_columns(GetOnlineFeaturesResponse(), embedding("users"), FEATURES, broken, [], [0], False, False)
 

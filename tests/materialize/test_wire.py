@@ -12,7 +12,6 @@ from feast.protos.feast.types.Value_pb2 import (
     StringList,
     Value,
 )
-from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -189,11 +188,3 @@ def test_missing_lists_are_empty_rows():
     assert (decoded.tolist(), offsets.tolist()) == ([7, 8], [0, 0, 2, 2])
     assert wire.decode_floats([None], "view")[1].tolist() == [0, 0]
     assert wire.decode_strings([None], "view")[1].tolist() == [0, 0]
-
-
-@given(st.integers(-(10**15), 4 * 10**15))
-def test_timestamps_equal_stock_both_ways(us):
-    stamp = Timestamp()
-    stamp.FromMicroseconds(us)
-    assert wire.encode_timestamp(us) == stamp.SerializeToString()
-    assert wire.decode_timestamps([stamp.SerializeToString(), None]).tolist() == [us, 0]
