@@ -23,6 +23,9 @@ from feast_embeddings.models.encoder import Encoder, EncoderState, space_of
 from feast_embeddings.models.evaluation import BASELINES, Evaluation, MethodScores, evaluate
 from feast_embeddings.models.explanation import Explanation, explain
 from feast_embeddings.models.fusion import FusionEncoder, fusing
+from feast_embeddings.models.generator import BehaviorGenerator, GeneratorConfig
+from feast_embeddings.models.generator_checks import Likeness, likeness
+from feast_embeddings.models.generator_training import GeneratorResult, GeneratorTraining, train_generator
 from feast_embeddings.models.item_features import ItemFeatures
 from feast_embeddings.models.onnx_runtime import OnnxEncoder
 from feast_embeddings.models.preprocessing import ItemIndex, ValueNormalizer
@@ -53,6 +56,7 @@ __all__ = [
     "AutoEncoderTraining",
     "Bagger",
     "Bags",
+    "BehaviorGenerator",
     "CachedState",
     "CompressedEncoder",
     "Encoder",
@@ -62,9 +66,13 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "FusionEncoder",
+    "GeneratorConfig",
+    "GeneratorResult",
+    "GeneratorTraining",
     "HistoryBatch",
     "ItemFeatures",
     "ItemIndex",
+    "Likeness",
     "Manifest",
     "MethodScores",
     "OnnxEncoder",
@@ -92,6 +100,7 @@ __all__ = [
     "fusing",
     "inner_products",
     "leave_one_out",
+    "likeness",
     "load_encoder",
     "markov_table",
     "popularity",
@@ -106,4 +115,5 @@ __all__ = [
     "train",
     "train_adversarial",
     "train_autoencoder",
+    "train_generator",
 ]
