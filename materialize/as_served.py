@@ -7,7 +7,7 @@ files that hold an answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -86,8 +86,9 @@ def served_vectors(
             return pa.chunked_array([pa.nulls(len(ids), VECTOR)])
         fills = [fill for fill in ledger.fills(view=spec.view) if fill.space == space]
         codes = {fill.fill: code for code, fill in enumerate(fills)}
-        code, since = rows.keyed(list(codes), np.array([fill.tick for fill in fills], np.int64))
         steps = [step for step in ledger.serving(spec.view, spec.encoder) if step.space == space]
+        cutovers = {step.fill: step.from_us for step in reversed(steps)}
+        code, since = rows.keyed({fill.fill: cutovers.get(fill.fill, ALWAYS) for fill in fills})
         froms = np.array([step.from_us for step in steps], np.int64)
         # before its first cutover a space was not served: only the rows of a replay answer there
         served = np.array([*(codes[step.fill] for step in steps), len(codes)], np.int32)
@@ -110,19 +111,19 @@ class _LogRows:
         self._schema = log.schema
         self.keys = dataset.to_table(columns=names, filter=self._filter)
 
-    def keyed(self, fills: list[str], own_ticks: Int64s) -> tuple[npt.NDArray[np.int32], Int64s]:
+    def keyed(self, cutovers: Mapping[str, int]) -> tuple[npt.NDArray[np.int32], Int64s]:
         """Fill code int32 [N] and the time int64 [N] (µs) from which reads of that fill returned each row.
 
-        The rows a fill was made with (those of its own tick) are there from its cutover on, whatever came
-        after them: ticks that caught it up before the cutover stand over them. Replayed rows have the code
-        that follows the last fill's; rows of fills the ledger does not know have -1.
+        What a fill held at its first cutover (``cutovers``: fill → µs) is there from then on, whatever time its rows
+        carry: of those of one entity, the one of the highest tick. Replayed rows have the code that follows the last
+        fill's; rows of fills the ledger does not know have -1.
         """
-        found = pc.index_in(self.keys["fill"], value_set=pa.array(fills, pa.string())).fill_null(-1)
-        code = np.array(found.to_numpy(), np.int32)
-        replayed = np.asarray(self.keys["replayed"].to_numpy(), np.bool_)
-        base = (np.append(own_ticks, -1)[code] == self.keys["tick"].to_numpy()) & (code >= 0) & ~replayed
-        code[replayed] = len(fills)
-        return code, np.where(base, ALWAYS, _us(self.keys["event_timestamp"]))
+        found = pc.index_in(self.keys["fill"], value_set=pa.array(list(cutovers), pa.string())).fill_null(-1)
+        code, replayed = np.array(found.to_numpy(), np.int32), np.asarray(self.keys["replayed"].to_numpy(), np.bool_)
+        since, first = _us(self.keys["event_timestamp"]), np.array([*cutovers.values(), ALWAYS], np.int64)
+        held = (since <= first[code]) & (code >= 0) & ~replayed
+        code[replayed] = len(cutovers)
+        return code, np.where(held, ALWAYS + self.keys["tick"].to_numpy(), since)
 
     @cached_property
     def written_us(self) -> Int64s:

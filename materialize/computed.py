@@ -53,20 +53,21 @@ def history_at(
     Returns:
         The four list columns of a history view [n]; null where nothing was served.
     """
-    tick = _tick_at(ticks, times_us)
-    found = np.flatnonzero(tick >= 0)
-    if not len(found):
-        return _history_table(log, _nothing(log), np.full(len(ids), -1, np.int64))
-    windows = np.array([each.window_start_us or 0 for each in ticks], np.int64)
     batches, rows, start = [_nothing(log)], np.full(len(ids), -1, np.int64), 0
-    for queries, batch, wrote in histories_left(log, ticks, contexts, ids[found], tick[found]):
-        query = found[queries]
-        shown = batch.lengths > 0
-        if ttl_us > 0:
-            shown &= times_us[query] - windows[wrote] <= ttl_us
-        rows[query[shown]] = start + np.flatnonzero(shown)
-        batches.append(batch)
-        start += len(batch)
+    for asked, known in _by_refresh(ticks, times_us):
+        windows = np.array([each.window_start_us or 0 for each in known], np.int64)
+        tick = _tick_at(known, times_us[asked])
+        found, tick = asked[tick >= 0], tick[tick >= 0]
+        if not len(found):
+            continue
+        for queries, batch, wrote in histories_left(log, known, contexts, ids[found], tick):
+            query = found[queries]
+            shown = batch.lengths > 0
+            if ttl_us > 0:
+                shown &= times_us[query] - windows[wrote] <= ttl_us
+            rows[query[shown]] = start + np.flatnonzero(shown)
+            batches.append(batch)
+            start += len(batch)
     return _history_table(log, _concat(batches), rows)
 
 
@@ -148,6 +149,22 @@ def _tick_at(ticks: list[Tick], times_us: Int64s) -> Int64s:
     return np.asarray(newest[np.searchsorted(published[order], times_us, side="right") - 1], np.int64)
 
 
+def _by_refresh(ticks: list[Tick], times_us: Int64s) -> Iterator[tuple[Int64s, list[Tick]]]:
+    """Queries, int64 [m], and the ticks that were known at their times.
+
+    A refresh that ticks overtook counts before them, by its number, but only from its own publication on.
+    """
+    published = np.array([each.published_us or 0 for each in ticks], np.int64)
+    earliest_after = np.minimum.accumulate(published[::-1])[::-1]
+    overtaken = [index for index, each in enumerate(ticks) if each.kind == "full"]
+    overtaken = [index for index in overtaken if published[index] > earliest_after[index]]
+    overtaken.sort(key=lambda index: published[index])
+    known = np.searchsorted(published[overtaken], times_us, side="right")
+    for count in np.unique(known):
+        unknown = set(overtaken[count:])
+        yield np.flatnonzero(known == count), [each for index, each in enumerate(ticks) if index not in unknown]
+
+
 def _at_once(log: BehaviorLog, ticks: list[Tick], kept: Int64s, ids: Ids, tick: Int64s) -> Iterator[_Part]:
     """All ticks from one reading: right where no behavior comes late and none is taken back."""
     ends = np.array([each.end_us for each in ticks], np.int64)
@@ -157,7 +174,10 @@ def _at_once(log: BehaviorLog, ticks: list[Tick], kept: Int64s, ids: Ids, tick: 
     fulls = np.array([index if each.kind == "full" else 0 for index, each in enumerate(ticks)], np.int64)
     refreshed = np.maximum.accumulate(fulls)[tick]
     # the tick that brought the last behavior wrote the history, or the refresh after it did
-    wrote = np.maximum(np.minimum(np.searchsorted(ends, last_us, side="right"), tick), refreshed)
+    brought = ends.copy()
+    for refresh in _bridged(ticks):
+        brought[refresh] = ticks[refresh].start_us or 0
+    wrote = np.maximum(np.minimum(np.searchsorted(brought, last_us, side="right"), tick), refreshed)
     for length in np.unique(kept[wrote]):
         queries = np.flatnonzero(kept[wrote] == length)
         yield queries, histories.as_of(ids[queries], ends[tick[queries]], int(length)), wrote[queries]
@@ -167,6 +187,7 @@ def _by_tick(log: BehaviorLog, ticks: list[Tick], kept: Int64s, ids: Ids, tick: 
     """Tick after tick, from each one's own members, as the ticks did: a refresh starts anew."""
     wanted = np.unique(tick)
     fulls = [index for index in range(int(wanted[0]) + 1) if ticks[index].kind == "full"]
+    bridges = set(_bridged(ticks).values())
     entities, owner = np.unique(ids, return_inverse=True)
     wrote = np.zeros(len(entities), np.int64)
     behaviors = Behaviors.empty(log.contract)
@@ -177,13 +198,20 @@ def _by_tick(log: BehaviorLog, ticks: list[Tick], kept: Int64s, ids: Ids, tick: 
             behaviors = found
         else:
             found = _of(log.members(each).behaviors, entities)
-            behaviors = Behaviors.concat([behaviors, found]) if len(found) else behaviors
+            new = len(found) and index not in bridges  # the refresh before a bridge knows its behaviors
+            behaviors = Behaviors.concat([behaviors, found]) if new else behaviors
         wrote[np.isin(entities, found.entities)] = index
         asked = np.flatnonzero(tick == index)
         lengths = kept[wrote[owner[asked]]]
         for length in np.unique(lengths):
             queries = asked[lengths == length]
             yield queries, Histories(behaviors).as_of(ids[queries], each.end_us, int(length)), wrote[owner[queries]]
+
+
+def _bridged(ticks: list[Tick]) -> dict[int, int]:
+    """Refreshes whose members a tick brought to the fills in use, and that tick; by index."""
+    fulls = [index for index, each in enumerate(ticks) if each.kind == "full"]
+    return {at: at + 1 for at in fulls if at + 1 < len(ticks) and ticks[at + 1].bridges(ticks[at])}
 
 
 def _of(behaviors: Behaviors, entities: npt.NDArray[Any]) -> Behaviors:

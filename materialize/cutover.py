@@ -130,21 +130,28 @@ class Cutovers:
         reached("cutover-logged")
         self.ledger.finish_cutover(generation, cutover_us, states)
         for name in generation.fills.values():
-            self.workspace.log(specs[fills[name].view]).drop_staged(fills[name].tick, [name])
+            log = self.workspace.log(specs[fills[name].view])
+            log.drop_staged(fills[name].tick, [name])
+            log.drop_caught_up(name)
         reached("cutover-done")
         self._sweep(generation.encoder, lease)
 
     def _log(self, spec: EmbeddingSpec, fill: Fill, cutover_us: int) -> None:
-        tick = self.ledger.tick(spec.view, fill.tick)
-        stamp = LogStamp(
-            fill=fill.fill,
-            space=fill.space,
-            tick=tick.number,
-            tick_end_us=tick.end_us,
-            written_us=tick.window_start_us or cutover_us,
-            event_us=cutover_us,
-        )
-        self.workspace.log(spec).publish(stamp, live=True)
+        """Log the rows of a new fill as they stand now, those of the ticks that it was caught up with among them."""
+        log = self.workspace.log(spec)
+
+        def stamp(number: int) -> LogStamp:
+            tick = self.ledger.tick(spec.view, number)
+            return LogStamp(
+                fill=fill.fill,
+                space=fill.space,
+                tick=number,
+                tick_end_us=tick.end_us,
+                written_us=tick.window_start_us or cutover_us,
+                event_us=cutover_us,
+            )
+
+        log.publish_fill(stamp(fill.tick), [stamp(number) for number in log.caught_up_ticks(fill.fill)])
 
     def _specs(self, encoder: str) -> dict[str, EmbeddingSpec]:
         return {spec.view: spec for spec in encoder_specs(self._registry, self.config.project, encoder)}

@@ -21,8 +21,8 @@ from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.standstill import standstill
 from feast_embeddings.materialize.stores import online_store_of
-from feast_embeddings.materialize.ticks import RECEIVING
 from feast_embeddings.materialize.tombstones import Tombstones
+from feast_embeddings.materialize.view_work import RECEIVING
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, embedding_specs
 from feast_embeddings.models.errors import DeclarationError

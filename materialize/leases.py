@@ -1,4 +1,4 @@
-"""Leases: one job per view. They keep two workers from the same work; the tick number guards even if they fail."""
+"""Leases: of a view, one job runs ticks and one refreshes. The tick number guards even where a lease fails."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -27,11 +27,11 @@ class Lease:
     Time here is the machine's own: a replay's simulated clock must not keep a dead worker's lease alive.
     """
 
-    def __init__(self, ledger: Ledger, resource: str, seconds: float = LEASE_S) -> None:
+    def __init__(self, ledger: Ledger, resource: str, seconds: float = LEASE_S, owner: str | None = None) -> None:
         self.ledger = ledger
         self.resource = resource
         self.seconds = seconds
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.owner = owner or new_owner()
         self._renewed_us = 0
 
     def acquire(self) -> None:
@@ -79,23 +79,48 @@ class Lease:
         return now + round(self.seconds * 1_000_000)
 
 
+def new_owner() -> str:
+    """A name for a holder of leases: machine, process, and something of its own."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+def holder(ledger: Ledger, resource: str) -> str | None:
+    """Who holds a lease now; None where nobody does, or nobody alive."""
+    with ledger.reading() as connection:
+        found = connection.execute(sa.select(leases).where(leases.c.resource == resource)).mappings().first()
+    free = found is None or found["expires_us"] <= _real_us() or not _alive(found["owner"])
+    return None if free or found is None else str(found["owner"])
+
+
 @contextmanager
-def held(ledger: Ledger, resource: str, seconds: float = LEASE_S, wait_s: float = 0.0) -> Iterator[Lease]:
+def held(
+    ledger: Ledger,
+    resource: str,
+    seconds: float = LEASE_S,
+    wait_s: float = 0.0,
+    owner: str | None = None,
+    on_wait: Callable[[], bool] | None = None,
+) -> Iterator[Lease]:
     """Hold a lease for the length of a ``with`` block; raises LeaseError where another worker has it.
 
     Inside the block every write of ``ledger`` fails with LeaseError once another worker took the lease over: a
     worker that was asleep for longer than its lease cannot undo what the other one did meanwhile.
-    With ``wait_s``, it is waited for so many seconds: for what others hold only briefly.
+    With ``wait_s``, it is waited for so many seconds: for what others hold only briefly. ``on_wait`` is called
+    between the tries, and ends the waiting with False.
     """
-    lease = Lease(ledger, resource, seconds)
+    lease = Lease(ledger, resource, seconds, owner)
     deadline = time.monotonic() + wait_s
+    waiting = True
     while True:
         try:
             lease.acquire()
             break
         except LeaseError:
-            if time.monotonic() >= deadline:
+            if not waiting or time.monotonic() >= deadline:
                 raise
+        # one more try after a refusal to wait: the holder may have gone in between
+        waiting = on_wait is None or on_wait()
+        if waiting:
             time.sleep(_POLL_S)
     try:
         with ledger.guarded(lease.renew):

@@ -17,8 +17,8 @@ from sqlalchemy.engine import Connection, Engine, RowMapping
 from feast_embeddings.materialize import ledger_schema as schema
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.ledger_records import Fill, Generation, Serving, Space, Tick
-from feast_embeddings.materialize.ledger_schema import fills, generations, spaces, tick_counts, ticks
-from feast_embeddings.models.errors import LedgerError, SpaceError
+from feast_embeddings.materialize.ledger_schema import fills, generations, open_engine, spaces, tick_counts, ticks
+from feast_embeddings.models.errors import LedgerError, OvertakenError, SpaceError
 
 Guard = Callable[[Connection], None]
 """Runs first in a transaction; what it raises undoes that transaction."""
@@ -30,7 +30,7 @@ class Ledger:
     def __init__(self, url: str) -> None:
         try:
             self.url = sa.engine.make_url(url)
-            self._engine = _engine(self.url)
+            self._engine = open_engine(self.url)
         except (sa.exc.ArgumentError, ImportError) as error:
             raise LedgerError(
                 f"The ledger's URL names no database that can be opened ({error}). Check batch_engine.ledger in "
@@ -92,12 +92,20 @@ class Ledger:
         end_us: int,
         created_from_us: int | None,
         targets: Sequence[str],
+        created_until_us: int | None = None,
+        after: int | None = None,
     ) -> Tick:
-        """Record a new incremental tick of ``view``, numbered after its last one, that writes the fills ``targets``."""
+        """Record a new incremental tick of ``view``, numbered after its last one, that writes the fills ``targets``.
+
+        Without ``created_until_us`` its members are created before now.
+
+        Raises:
+            OvertakenError: ``after`` is given, and is not the number of the view's newest tick any more.
+        """
         with self.transaction() as connection:
-            number = _next_tick(connection, view)
+            number = _next_tick(connection, view, after)
             membership = {"start_us": start_us, "end_us": end_us, "created_from_us": created_from_us}
-            _insert_tick(connection, view, number, "incremental", targets, membership)
+            _insert_tick(connection, view, number, "incremental", targets, membership, created_until_us)
         return self.tick(view, number)
 
     def record_refresh(
@@ -109,10 +117,15 @@ class Ledger:
         start_us: int | None,
         end_us: int,
         created_from_us: int | None,
+        after: int | None = None,
     ) -> Tick:
-        """Record a full refresh of ``view`` and the new, empty fill in ``space`` that it writes."""
+        """Record a full refresh of ``view`` and the new, empty fill in ``space`` that it writes.
+
+        Raises:
+            OvertakenError: As :meth:`record_tick`.
+        """
         with self.transaction() as connection:
-            number = _next_tick(connection, view)
+            number = _next_tick(connection, view, after)
             name = f"{view}-{number}-{space[:8]}"
             membership = {"start_us": start_us, "end_us": end_us, "created_from_us": created_from_us}
             _insert_tick(connection, view, number, "full", [name], membership)
@@ -125,10 +138,18 @@ class Ledger:
         (tick,) = self._ticks(ticks.c.view == view, ticks.c.tick == number)
         return tick
 
-    def open_tick(self, view: str) -> Tick | None:
-        """The tick that a job left unfinished, if any: it is finished before another one starts."""
-        found = self._ticks(ticks.c.view == view, ticks.c.state == "recorded")
+    def open_tick(self, view: str, kind: str | None = None) -> Tick | None:
+        """The tick that is at work or was left unfinished, if any: one of each kind at most."""
+        only = [] if kind is None else [ticks.c.kind == kind]
+        found = self._ticks(ticks.c.view == view, ticks.c.state == "recorded", *only)
         return found[0] if found else None
+
+    def newest(self, view: str) -> tuple[int, Tick | None]:
+        """The largest number given in ``view``, 0 before the first, and its last tick that was not voided."""
+        with self.reading() as connection:
+            number = _largest(connection, view)
+        valid = self._ticks(ticks.c.view == view, ticks.c.state != "abandoned")
+        return number, (valid[-1] if valid else None)
 
     def last_tick(self, view: str, kind: str | None = None) -> Tick | None:
         """The last tick whose rows reached the online store, of any kind or of one."""
@@ -140,9 +161,10 @@ class Ledger:
         """Ticks whose rows reached the online store, oldest first."""
         return self._ticks(ticks.c.view == view, ticks.c.state.in_(("written", "published")))
 
-    def published_ticks(self, view: str, *, end_after_us: int = 0) -> list[Tick]:
-        """Published ticks that end after a time, oldest first."""
-        return self._ticks(ticks.c.view == view, ticks.c.state == "published", ticks.c.end_us > end_after_us)
+    def published_ticks(self, view: str, *, end_after_us: int = 0, after: int = 0) -> list[Tick]:
+        """Published ticks that end after a time, and have numbers after ``after``, oldest first."""
+        later = (ticks.c.end_us > end_after_us, ticks.c.tick > after)
+        return self._ticks(ticks.c.view == view, ticks.c.state == "published", *later)
 
     def set_members(self, tick: Tick, members: int, digest: str, counts: Mapping[str, int]) -> Tick:
         """Record what a tick's membership turned out to hold."""
@@ -170,13 +192,39 @@ class Ledger:
             self._update_tick(connection, tick, **values)
         return self.tick(tick.view, tick.number)
 
+    def last_published_us(self, view: str) -> int:
+        """When the last publication of a tick of ``view`` was, of any kind; 0 before the first."""
+        query = sa.select(sa.func.max(ticks.c.published_us)).where(ticks.c.view == view)
+        with self.reading() as connection:
+            return int(connection.scalar(query) or 0)
+
     def abandon(self, tick: Tick) -> None:
-        """Void a tick that had no effect, what it counted, and the fill that it was to make."""
+        """Void a tick that had no effect, what it counted, and the fill that it was to make.
+
+        A refresh that was recorded after an incremental one takes over its members, until they are recorded anew.
+        """
         with self.transaction() as connection:
             connection.execute(sa.delete(tick_counts).where(*_key(tick_counts, tick)))
             self._update_tick(connection, tick, state="abandoned")
             if tick.kind == "full":
                 connection.execute(sa.update(fills).where(fills.c.fill.in_(tick.fills)).values(state="retired"))
+                return
+            later = (ticks.c.view == tick.view, ticks.c.tick > tick.number)
+            started = {"start_us": tick.start_us, "created_from_us": tick.created_from_us}
+            waiting = sa.update(ticks).where(*later, ticks.c.kind == "full", ticks.c.state == "recorded")
+            connection.execute(waiting.values(**started, members=None, digest=None))
+
+    def void_counts(self, tick: Tick) -> None:
+        """Forget what a tick counted: another one counts the same behaviors."""
+        with self.transaction() as connection:
+            connection.execute(sa.delete(tick_counts).where(*_key(tick_counts, tick)))
+
+    def make_ready(self, tick: Tick, rows: int) -> Tick:
+        """A refresh is done: its fill receives ticks, and waits for its cutover."""
+        with self.transaction() as connection:
+            connection.execute(sa.update(fills).where(fills.c.fill == tick.fills[0]).values(state="ready", rows=rows))
+            self._update_tick(connection, tick, state="written", rows=rows)
+        return self.tick(tick.view, tick.number)
 
     # ── spaces and fills ─────────────────────────────────────────────────────────────────────────────────
 
@@ -305,28 +353,22 @@ class Ledger:
             )
 
 
-def _engine(url: sa.engine.URL) -> Engine:
-    engine = sa.create_engine(url)
-    if url.get_backend_name() != "sqlite":
-        return engine
-
-    # SQLite's default begins a transaction at the first write, so that two jobs could both read a free lease.
-    @sa.event.listens_for(engine, "connect")
-    def _connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA busy_timeout = 30000")
-        connection.execute("PRAGMA journal_mode = WAL")
-
-    @sa.event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        reads = connection.get_execution_options().get("reads")
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-    return engine
+def _next_tick(connection: Connection, view: str, after: int | None) -> int:
+    newest = _largest(connection, view)
+    if after is not None and newest != after:
+        raise OvertakenError(
+            f"View {view!r}: tick {newest} was recorded meanwhile, after tick {after}: look again at what is due."
+        )
+    return newest + 1
 
 
-def _next_tick(connection: Connection, view: str) -> int:
-    return int(connection.scalar(sa.select(sa.func.max(ticks.c.tick)).where(ticks.c.view == view)) or 0) + 1
+def _largest(connection: Connection, view: str) -> int:
+    """The largest number given in a view: its ticks and the micro-batches of its stream share one series."""
+    tables: list[Any] = [ticks]
+    if sa.inspect(connection).has_table(schema.STREAM_TICKS):
+        tables.append(sa.table(schema.STREAM_TICKS, sa.column("view"), sa.column("tick")))
+    found = [connection.scalar(sa.select(sa.func.max(each.c.tick)).where(each.c.view == view)) for each in tables]
+    return max(int(number or 0) for number in found)
 
 
 def _insert_tick(
@@ -336,8 +378,10 @@ def _insert_tick(
     kind: str,
     targets: Sequence[str],
     membership: Mapping[str, int | None],
+    created_until_us: int | None = None,
 ) -> None:
     now = now_us()
+    until = now if created_until_us is None else created_until_us
     row = {
         "view": view,
         "tick": number,
@@ -345,7 +389,7 @@ def _insert_tick(
         "state": "recorded",
         "fills": json.dumps(list(targets)),
     }
-    connection.execute(sa.insert(ticks).values(**row, **membership, created_until_us=now, recorded_us=now))
+    connection.execute(sa.insert(ticks).values(**row, **membership, created_until_us=until, recorded_us=now))
 
 
 def _key(table: sa.Table, tick: Tick) -> tuple[Any, Any]:

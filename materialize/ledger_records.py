@@ -43,6 +43,11 @@ class Tick:
     rows: int
     encoded: int
 
+    def bridges(self, refresh: Tick) -> bool:
+        """Whether this tick brought the members of a refresh that was still being made to the fills in use."""
+        bounds = (self.end_us, self.created_until_us) == (refresh.end_us, refresh.created_until_us)
+        return bounds and self.kind == "incremental" and self.number > refresh.number
+
 
 @dataclass(frozen=True)
 class Space:

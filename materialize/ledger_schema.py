@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import sqlalchemy as sa
 from sqlalchemy import BigInteger, Boolean, Column, Integer, MetaData, String, Table, Text
+from sqlalchemy.engine import Connection, Engine
 
 SCHEMA_VERSION = 2
 """1: the first. 2: erasures, which a package that does not know them would undo."""
+
+STREAM_TICKS = "feast_embeddings_stream_ticks"
+"""Table of a stream's micro-batches, where the repo has a stream: their numbers are of the same series."""
 
 metadata = MetaData()
 
@@ -95,3 +102,24 @@ erasures = Table(
     Column("salt", String(32), nullable=False),
     Column("erased_us", BigInteger, nullable=False),
 )
+
+
+def open_engine(url: sa.engine.URL) -> Engine:
+    """Connections to a ledger; nothing is connected yet."""
+    engine = sa.create_engine(url)
+    if url.get_backend_name() != "sqlite":
+        return engine
+
+    # SQLite's default begins a transaction at the first write, so that two jobs could both read a free lease.
+    @sa.event.listens_for(engine, "connect")
+    def _connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA busy_timeout = 30000")
+        connection.execute("PRAGMA journal_mode = WAL")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        reads = connection.get_execution_options().get("reads")
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,16 +16,19 @@ from feast_embeddings.materialize.ledger import Ledger
 from feast_embeddings.materialize.ledger_records import Tick
 from feast_embeddings.materialize.tombstones import NEVER, Tombstones
 from feast_embeddings.materialize.views import source_of
+from feast_embeddings.models.batch import Ids
 from feast_embeddings.transformations import (
     BehaviorContract,
     Behaviors,
     CleaningRules,
+    Counts,
     Prepared,
     contract_of,
     prepare,
     read_behaviors,
     rules_of,
 )
+from feast_embeddings.transformations.sources import scan_behaviors
 from feast_embeddings.transformations.times import Times, read_times
 from feast_embeddings.transformations.validate import entities_of
 
@@ -66,11 +69,26 @@ class BehaviorLog:
             after &= ~each.usable | (each.us > erased_us)
         return raw.filter(pa.array(~doomed | after))
 
-    def until(self, end_us: int, created_until_us: int) -> Behaviors:
-        """Every clean behavior with event time before ``end_us`` that was there at ``created_until_us``."""
+    def until(self, end_us: int, created_until_us: int, entities: Ids | None = None) -> Behaviors:
+        """Every clean behavior with event time before ``end_us`` that was there at ``created_until_us``.
+
+        With ``entities`` [n], only theirs.
+        """
+        bounds = {"event_until_us": end_us, "created_until_us": self._created(created_until_us)}
+        raw = read_behaviors(self.path, self.contract, **bounds, entities=entities, undated=entities is None)
+        return self.judged(raw, max(end_us, created_until_us)).behaviors
+
+    def parts_until(self, end_us: int, created_until_us: int) -> Iterator[pa.Table]:
+        """Raw rows of :meth:`until`, a part in memory at a time."""
         created = self._created(created_until_us)
-        raw = read_behaviors(self.path, self.contract, event_until_us=end_us, created_until_us=created)
-        return prepare(self.living(raw), self.contract, self.rules, max(end_us, created_until_us)).behaviors
+        yield from scan_behaviors(self.path, self.contract, event_until_us=end_us, created_until_us=created)
+
+    def judged(self, raw: pa.Table, now_us: int, context: pa.Table | None = None) -> Prepared:
+        """Raw rows as behaviors, without those of the erased, who are counted."""
+        living = self.living(raw)
+        prepared = prepare(living, self.contract, self.rules, now_us, context=context)
+        counts = replace(prepared.counts, read=raw.num_rows, erased=raw.num_rows - living.num_rows)
+        return replace(prepared, counts=counts)
 
     def members(self, tick: Tick) -> Prepared:
         """The behaviors of a tick: event time in [start, end), and late ones that came since the last tick.
@@ -93,11 +111,7 @@ class BehaviorLog:
             day = first // _DAY_US * _DAY_US
             context = self._read(day, tick.start_us, None, self._created(tick.created_from_us), undated=False)
             context = self.living(context)
-        now = max(tick.end_us, tick.created_until_us)
-        living = self.living(raw)
-        prepared = prepare(living, self.contract, self.rules, now, context=context)
-        counts = replace(prepared.counts, read=raw.num_rows, erased=raw.num_rows - living.num_rows)
-        return replace(prepared, counts=counts)
+        return self.judged(raw, max(tick.end_us, tick.created_until_us), context)
 
     def _read(
         self, start: int | None, end: int, created_from: int | None, created_until: int | None, *, undated: bool
@@ -130,19 +144,45 @@ class BehaviorLog:
         return us if self.contract.created_time else None
 
 
+class Digest:
+    """A digest of behaviors' content, for telling whether a tick's members are what they were.
+
+    Parts of it may be added one after the other, in ascending order of entities: the same as all at once.
+    """
+
+    def __init__(self) -> None:
+        self.behaviors = 0
+        self._columns = [hashlib.blake2b(digest_size=16) for _ in range(6)]
+
+    def add(self, behaviors: Behaviors) -> None:
+        """Add the behaviors of more entities."""
+        self.behaviors += len(behaviors)
+        lengths = np.diff(behaviors.offsets)
+        numbers = (lengths, behaviors.times_us, behaviors.behavior_types, behaviors.values)
+        for state, column in zip(self._columns, (behaviors.entities, behaviors.items, *numbers), strict=True):
+            text = column.dtype == object
+            state.update("".join(f"{each}\0" for each in column).encode() if text else column.tobytes())
+
+    def hexdigest(self) -> str:
+        """The digest of everything added."""
+        whole = hashlib.blake2b(b"".join(state.digest() for state in self._columns), digest_size=16)
+        return whole.hexdigest()
+
+
 def digest(behaviors: Behaviors) -> str:
-    """A digest of behaviors' content, for telling whether a tick's members are what they were."""
-    state = hashlib.blake2b(digest_size=16)
-    for ids in (behaviors.entities, behaviors.items):
-        state.update("\0".join(ids.tolist()).encode() if ids.dtype == object else ids.tobytes())
-    state.update(behaviors.offsets.tobytes() + behaviors.times_us.tobytes())
-    state.update(behaviors.behavior_types.tobytes() + behaviors.values.tobytes())
+    """A digest of behaviors' content."""
+    state = Digest()
+    state.add(behaviors)
     return state.hexdigest()
 
 
 def counts_of(prepared: Prepared) -> Mapping[str, int]:
     """What became of a tick's behaviors, in the ledger's words; read is the sum of all the others."""
-    counts = prepared.counts
+    return in_words(prepared.counts)
+
+
+def in_words(counts: Counts) -> Mapping[str, int]:
+    """Counts in the ledger's words."""
     quarantined = {f"quarantined: {reason}": number for reason, number in counts.quarantined.items()}
     return {
         "read": counts.read,

@@ -23,8 +23,8 @@ from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.standstill import standstill
 from feast_embeddings.materialize.steps import reached
 from feast_embeddings.materialize.stores import online_store_of
-from feast_embeddings.materialize.ticks import RECEIVING
 from feast_embeddings.materialize.tombstones import Tombstones
+from feast_embeddings.materialize.view_work import RECEIVING
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.models.batch import Ids, Int64s
@@ -131,8 +131,7 @@ class _Restore:
         there = online.read_fill(
             self.online, self.config, spec.view, spec.join_key, rows.fill, EMBEDDING, spec.dim, rows.ids
         )
-        ends = [self.ledger.last_tick(spec.view), self.ledger.open_tick(spec.view)]
-        known = max((tick.number for tick in ends if tick), default=0)
+        known, _ = self.ledger.newest(spec.view)
         if int(there.tick.max(initial=0)) > known:
             raise OnlineStoreError(
                 f"Redis holds rows of tick {int(there.tick.max())} of view {spec.view!r}, and the ledger's last one is "
@@ -175,10 +174,12 @@ class _Restore:
         yield from newest_rows(log, [fill.fill for fill in fills])
         for fill in fills:
             # the rows a fill was made with are in the log only from its cutover on; later ticks stand over them
-            staged = log.staged(fill.fill, fill.tick) if fill.state == "ready" else None
-            if staged is not None:
-                tick = self.ledger.tick(spec.view, fill.tick)
-                yield FillRowsOfTick(fill.fill, tick.number, tick.end_us, tick.window_start_us or 0, *staged)
+            for number in [fill.tick, *log.caught_up_ticks(fill.fill)] if fill.state == "ready" else []:
+                own = number == fill.tick
+                staged = log.staged(fill.fill, number) if own else log.caught_up(fill.fill, number)
+                if staged is not None:
+                    tick = self.ledger.tick(spec.view, number)
+                    yield FillRowsOfTick(fill.fill, number, tick.end_us, tick.window_start_us or 0, *staged)
 
     def _check_found(self, spec: EmbeddingSpec, fills: Sequence[Fill], found: set[str]) -> None:
         erased = Tombstones(self.ledger, spec.join_key).marks().num_rows
@@ -200,7 +201,7 @@ class _Restore:
         source = BehaviorLog.of(
             behaviors_of(self.registry, self.config.project, spec), self.workspace.root, self.ledger
         )
-        ticks, pending = self.ledger.applied_ticks(spec.view), self.ledger.open_tick(spec.view)
+        ticks, pending = self.ledger.applied_ticks(spec.view), self.ledger.open_tick(spec.view, "incremental")
         if pending is not None:  # it may stand in the log, if only its last step was missing
             ticks.append(pending)
         kept = {tick.number: tick.kept or 1 for tick in ticks}

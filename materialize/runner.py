@@ -1,28 +1,36 @@
-"""Runs what is due for one embedding view, under a lease: ticks, refreshes, and what a stopped job left."""
+"""Runs what is due for one embedding view, under leases: ticks, refreshes, and what a stopped job left."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize import online_writes as online
+from feast_embeddings.materialize.agenda import Agenda
 from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.cutover import Cutovers
-from feast_embeddings.materialize.leases import held
-from feast_embeddings.materialize.ledger_records import Fill, Tick
+from feast_embeddings.materialize.leases import held, holder, new_owner
+from feast_embeddings.materialize.ledger_records import Tick
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
-from feast_embeddings.materialize.policy import Due, Incremental, due
-from feast_embeddings.materialize.progress import progress
+from feast_embeddings.materialize.policy import Due
+from feast_embeddings.materialize.progress import counter
+from feast_embeddings.materialize.refreshes import Refreshes
 from feast_embeddings.materialize.steps import reached
-from feast_embeddings.materialize.ticks import RECEIVING, Ticks
+from feast_embeddings.materialize.ticks import Ticks
 from feast_embeddings.materialize.views import EmbeddingSpec
-from feast_embeddings.materialize.workspace import Workspace, behaviors_of, view_resource
-from feast_embeddings.models.errors import OnlineStoreError, TickError
+from feast_embeddings.materialize.workspace import Workspace, behaviors_of, refresh_resource, view_resource
+from feast_embeddings.models.errors import LeaseError, OnlineStoreError, OvertakenError, TickError
+
+TICKS_WAIT_S: Final = 600.0
+"""How long a refresh waits for a job that runs ticks, catching up with it meanwhile."""
+LAST_ROUND_WAIT_S: Final = 120.0
+"""How long a job that runs ticks waits for the last round of a refresh."""
 
 
 @dataclass
@@ -41,6 +49,17 @@ class Outcome:
     encoded: int = 0
     notices: list[str] = field(default_factory=list)
 
+    def add(self, tick: Tick) -> None:
+        """Count a finished tick."""
+        self.units += 1
+        self.rows += tick.rows
+        self.encoded += tick.encoded
+
+    def notice(self, text: str) -> None:
+        """Tell people something, once."""
+        if text not in self.notices:
+            self.notices.append(text)
+
 
 class Runner:
     """Jobs of one embedding view."""
@@ -54,36 +73,34 @@ class Runner:
         spec: EmbeddingSpec,
         lease_s: float = 60,
     ) -> None:
-        self.workspace = workspace
-        self.ledger = workspace.ledger
-        self.store = store
-        self.config = config
-        self.spec = spec
+        self.workspace, self.ledger = workspace, workspace.ledger
+        self.store, self.config, self.spec = store, config, spec
         self.cutovers = Cutovers(workspace, store, config, registry)
         self.outcome = Outcome()
-        self._registry = registry
+        self._source = _source(workspace, config, registry, spec)
+        created = self._source is not None and bool(self._source.contract.created_time)
+        self.agenda = Agenda(workspace, spec, self.outcome.notice, created)
         self._lease_s = lease_s
+        self._ticks_lease = view_resource(config.project, spec.view)
+        self._refresh_lease = refresh_resource(config.project, spec.view)
+        self._owner = new_owner()
 
     def refresh(self, end_us: int) -> Outcome:
-        """A full refresh as of ``end_us`` into a new fill, and the cutover to it.
+        """A full refresh as of ``end_us`` into a new fill, and the cutover to it; ticks go on meanwhile.
 
         Raises:
             TickError: ``end_us`` lies in the future, or before the view's watermark.
-            LeaseError: Another job works on the view.
+            LeaseError: Another job refreshes the view, or its ticks have not come to an end for ten minutes.
         """
         self._check_end(end_us)
-        with self._ticks() as ticks:
-            resumed = self._take_up(ticks)
+        with self._refreshing(self._owner) as refreshes:
+            self._take_up_stopped_tick()
+            self.cutovers.resume(self.spec.encoder)
+            resumed = self._take_up_refresh(refreshes, None)
             if self.spec.tower == "item" and self._serves_declared():
-                self.outcome.notices.append("its items are live in the declared space already: 0 rows written")
+                self.outcome.notice("its items are live in the declared space already: 0 rows written")
             elif resumed is None or not self._is_refresh(resumed, end_us):
-                watermark = self._watermark()
-                if watermark is not None and end_us < watermark:
-                    raise TickError(
-                        f"View {self.spec.view!r} already stands at {iso(watermark)}; a refresh as of {iso(end_us)} "
-                        "would go back in time: give an end at or after it, or roll back a generation."
-                    )
-                self._run(ticks, Due("full", watermark, end_us))
+                self._finish_refresh(refreshes, self._record_refresh(end_us), None)
         return self.outcome
 
     def run_due(self, end_us: int) -> Outcome:
@@ -91,47 +108,140 @@ class Runner:
 
         Raises:
             TickError: ``end_us`` lies in the future.
-            LeaseError: Another job works on the view.
+            LeaseError: Another job runs the view's ticks; or a refresh is due, and another job is at one.
             OnlineStoreError: Redis has lost the live generation.
         """
         self._check_end(end_us)
-        with self._ticks() as ticks:
+        with self._ticking() as ticks:
             self._check_online()
-            self._take_up(ticks)
-            for unit in progress(self._due(end_us), f"{self.spec.view}: ticks", "tick"):
-                self._run(ticks, unit)
+            self.cutovers.resume(self.spec.encoder)
+            self._take_up_tick(ticks)
+            self._take_up_stopped_refresh(ticks)
+            with counter(len(self.agenda.due(end_us)), f"{self.spec.view}: ticks", "tick") as shown:
+                while units := self.agenda.due(end_us):
+                    self._run(ticks, units[0])
+                    shown.update(1)
             if not self.outcome.units:
-                self.outcome.notices.append(f"nothing is due up to {iso(end_us)}: 0 rows written")
+                self.outcome.notice(f"nothing is due up to {iso(end_us)}: 0 rows written")
         return self.outcome
+
+    # ── ticks ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _run(self, ticks: Ticks, unit: Due) -> None:
+        if unit.kind == "full":
+            with self._refreshing() as refreshes:
+                self._finish_refresh(refreshes, self._record_refresh(unit.end_us), ticks)
+            return
+        try:
+            tick = self.agenda.record_tick(unit)
+        except OvertakenError:  # a refresh was recorded meanwhile: what is due starts where it ends
+            return
+        reached("recorded")
+        self.outcome.add(ticks.finish(tick))
+
+    def _take_up_tick(self, ticks: Ticks) -> None:
+        """Finish the tick that a stopped job left, or void it where that has become impossible."""
+        tick = self.ledger.open_tick(self.spec.view, "incremental")
+        if tick is None:
+            return
+        reason = "its behaviors changed" if ticks.changed(tick) else None if ticks.staged(tick) else self._lost()
+        if reason is not None:
+            ticks.abandon(tick)
+            self._say_abandoned(tick, reason)
+            return
+        self.outcome.notice(f"took up tick {tick.number}, which a stopped job had left unfinished")
+        self.outcome.add(ticks.finish(tick))
+
+    def _take_up_stopped_tick(self) -> None:
+        """Take up a tick that nobody works on; one that somebody does is left alone."""
+        if self.ledger.open_tick(self.spec.view, "incremental") is None:
+            return
+        with ExitStack() as stack:
+            try:
+                ticks = stack.enter_context(self._ticking(self._owner, wait_s=0))
+            except LeaseError:
+                return
+            self._take_up_tick(ticks)
+
+    def _settle(self, before: int) -> None:
+        """Wait until no tick is open that was recorded before a refresh: it would extend histories of that."""
+        while True:
+            tick = self.ledger.open_tick(self.spec.view, "incremental")
+            if tick is None or tick.number > before:
+                return
+            with self._ticking(self._owner, TICKS_WAIT_S, lambda: True) as ticks:
+                self._take_up_tick(ticks)
+
+    # ── refreshes ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _record_refresh(self, end_us: int) -> Tick:
+        while True:
+            try:
+                tick = self.agenda.record_refresh(end_us)
+                break
+            except OvertakenError:
+                continue
+        reached("recorded")
+        return tick
+
+    def _finish_refresh(self, refreshes: Refreshes, tick: Tick, ticks: Ticks | None) -> None:
+        """Make the fill, catch up, cut over. ``ticks`` where the job holds the lease of the ticks already."""
+        if ticks is None:
+            self._settle(tick.number)
+        tick = refreshes.write(tick)
+        caught_up = 0
+        while found := refreshes.catch_up():
+            caught_up += found
+        if ticks is not None:
+            self._make_ready(refreshes, tick)
+            return
+        with self._ticking(self._owner, TICKS_WAIT_S, lambda: refreshes.catch_up() >= 0) as ticks:
+            self._take_up_tick(ticks)
+            while found := refreshes.catch_up():
+                caught_up += found
+            self._make_ready(refreshes, tick)
+
+    def _make_ready(self, refreshes: Refreshes, tick: Tick) -> None:
+        tick = refreshes.make_ready(tick)
+        self.outcome.add(tick)
+        space = self.ledger.fill(tick.fills[0]).space
+        self.outcome.notice(self.cutovers.attempt(self.spec.encoder, space))
+
+    def _take_up_refresh(self, refreshes: Refreshes, ticks: Ticks | None) -> Tick | None:
+        """Finish the refresh, or the cutover, that a stopped job left; returns the refresh."""
+        tick = self.ledger.open_tick(self.spec.view, "full")
+        if tick is None:
+            self._cut_over_ready()
+            return None
+        if refreshes.changed(tick):
+            refreshes.abandon(tick)
+            self._say_abandoned(tick, "its behaviors changed")
+            return None
+        self.outcome.notice(f"took up tick {tick.number}, which a stopped job had left unfinished")
+        self._finish_refresh(refreshes, tick, ticks)
+        return tick
+
+    def _take_up_stopped_refresh(self, ticks: Ticks) -> None:
+        """Take up a refresh that nobody works on; one that somebody does goes on beside the ticks."""
+        if self.ledger.open_tick(self.spec.view, "full") is None:
+            self._cut_over_ready()
+            return
+        with ExitStack() as stack:
+            try:
+                refreshes = stack.enter_context(self._refreshing())
+            except LeaseError:
+                return
+            self._take_up_refresh(refreshes, ticks)
+
+    def _cut_over_ready(self) -> None:
+        """A job may have stopped between making a fill ready and recording its cutover."""
+        for fill in self.ledger.fills(view=self.spec.view, states=("ready",)):
+            self.outcome.notice(self.cutovers.attempt(self.spec.encoder, fill.space))
 
     def _is_refresh(self, tick: Tick, end_us: int) -> bool:
         """Whether a tick was the refresh as of ``end_us`` by the encoder that is declared now."""
-        if (tick.kind, tick.end_us) != ("full", end_us):
-            return False
-        return self.ledger.fill(tick.fills[0]).space == self.workspace.declared_space(self.spec)
-
-    # ── what is due ──────────────────────────────────────────────────────────────────────────────────────
-
-    def _due(self, end_us: int) -> list[Due]:
-        declared, served = self.workspace.declared_space(self.spec), self._newest_fill()
-        watermark = self._watermark()
-        new_space = served is not None and served.space != declared and not self._rolled_back_from(declared)
-        if self.spec.tower == "item":
-            fresh = served is not None and not new_space
-            return [] if fresh else [Due("full", watermark, max(end_us, watermark or end_us))]
-        if new_space and served is not None and isinstance(self.spec.policy, Incremental):
-            self.outcome.notices.append(
-                f"the declared encoder's space {declared} is not the live {served.space}, and an Incremental policy "
-                "does not refresh by itself: run `feast materialize`"
-            )
-        full = self.ledger.last_tick(self.spec.view, "full")
-        return due(
-            self.spec.policy,
-            watermark_us=watermark,
-            full_us=full.end_us if full else None,
-            end_us=end_us,
-            new_space=new_space,
-        )
+        same = self.ledger.fill(tick.fills[0]).space == self.workspace.declared_space(self.spec)
+        return same and tick.end_us == end_us
 
     def _serves_declared(self) -> bool:
         """Whether the view is live in the declared space, and Redis holds that generation."""
@@ -139,90 +249,34 @@ class Runner:
         declared = self.workspace.declared_space(self.spec)
         return bool(live) and live[-1].space == declared and not self._lost()
 
-    def _rolled_back_from(self, space: str) -> bool:
-        """Whether the last cutover was a rollback away from ``space``: no policy may undo it."""
-        live = self.ledger.live_generation(self.spec.encoder)
-        retained = self.ledger.fills(view=self.spec.view, states=("retained",))
-        if live is None or not live.rollback or all(fill.space != space for fill in retained):
-            return False
-        self.outcome.notices.append(
-            f"the declared space {space} was rolled back from: run `feast materialize` to go forward to it again"
-        )
-        return True
+    def _say_abandoned(self, tick: Tick, reason: str) -> None:
+        self.outcome.notice(f"tick {tick.number} had no effect yet and {reason}: it is recorded anew")
 
-    def _watermark(self) -> int | None:
-        last = self.ledger.last_tick(self.spec.view)
-        return last.end_us if last else None
-
-    def _newest_fill(self) -> Fill | None:
-        fills = self.ledger.fills(view=self.spec.view, states=("live", "ready"))
-        return fills[-1] if fills else None
-
-    # ── running it ───────────────────────────────────────────────────────────────────────────────────────
-
-    def _run(self, ticks: Ticks, unit: Due) -> None:
-        last = self.ledger.last_tick(self.spec.view)
-        created = last.created_until_us if last else None
-        view = self.spec.view
-        if unit.kind == "full":
-            space = self.workspace.declared_space(self.spec)
-            tick = self.ledger.record_refresh(
-                view,
-                self.spec.encoder,
-                space,
-                start_us=unit.start_us,
-                end_us=unit.end_us,
-                created_from_us=created,
-            )
-        else:
-            targets = [fill.fill for fill in self.ledger.fills(view=view, states=RECEIVING)]
-            tick = self.ledger.record_tick(
-                view, start_us=unit.start_us, end_us=unit.end_us, created_from_us=created, targets=targets
-            )
-        reached("recorded")
-        self._finish(ticks, tick)
-
-    def _finish(self, ticks: Ticks, tick: Tick) -> None:
-        tick = ticks.finish(tick)
-        self.outcome.units += 1
-        self.outcome.rows += tick.rows
-        self.outcome.encoded += tick.encoded
-        if tick.kind == "full":
-            space = self.ledger.fill(tick.fills[0]).space
-            self.outcome.notices.append(self.cutovers.attempt(self.spec.encoder, space))
-
-    def _take_up(self, ticks: Ticks) -> Tick | None:
-        """Finish what a stopped job left: a cutover, a tick. Returns the tick it finished."""
-        self.cutovers.resume(self.spec.encoder)
-        tick = self.ledger.open_tick(self.spec.view)
-        if tick is None:
-            self._cut_over_ready()
-            return None
-        reason = "its behaviors changed" if ticks.changed(tick) else self._lost() if ticks.reads_state(tick) else None
-        if reason is not None:
-            ticks.abandon(tick)
-            self.outcome.notices.append(f"tick {tick.number} had no effect yet and {reason}: it is recorded anew")
-            return None
-        self.outcome.notices.append(f"took up tick {tick.number}, which a stopped job had left unfinished")
-        self._finish(ticks, tick)
-        return tick
-
-    def _cut_over_ready(self) -> None:
-        """A job may have stopped between making a fill ready and recording its cutover."""
-        for fill in self.ledger.fills(view=self.spec.view, states=("ready",)):
-            self.outcome.notices.append(self.cutovers.attempt(self.spec.encoder, fill.space))
+    # ── leases ───────────────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
-    def _ticks(self) -> Iterator[Ticks]:
+    def _ticking(
+        self, owner: str | None = None, wait_s: float | None = None, on_wait: Callable[[], bool] | None = None
+    ) -> Iterator[Ticks]:
+        """Hold the lease of the view's ticks; the last round of a refresh is waited for."""
         self.workspace.declared_space(self.spec)
-        with held(self.ledger, view_resource(self.config.project, self.spec.view), self._lease_s) as lease:
-            yield Ticks(self.workspace, self.store, self.config, self.spec, self._source(), lease)
+        wait, wait_s = on_wait or self._last_round, LAST_ROUND_WAIT_S if wait_s is None else wait_s
+        with held(self.ledger, self._ticks_lease, self._lease_s, wait_s, owner, wait) as lease:
+            yield Ticks(self.workspace, self.store, self.config, self.spec, self._source, lease)
 
-    def _source(self) -> BehaviorLog | None:
-        if self.spec.tower == "item":
-            return None
-        behaviors = behaviors_of(self._registry, self.config.project, self.spec)
-        return BehaviorLog.of(behaviors, self.workspace.root, self.ledger)
+    @contextmanager
+    def _refreshing(self, owner: str | None = None) -> Iterator[Refreshes]:
+        """Hold the lease of the view's refreshes."""
+        self.workspace.declared_space(self.spec)
+        with held(self.ledger, self._refresh_lease, self._lease_s, owner=owner) as lease:
+            yield Refreshes(self.workspace, self.store, self.config, self.spec, self._source, lease)
+
+    def _last_round(self) -> bool:
+        """Whether a refresh holds the lease of the ticks, which it does briefly."""
+        found = holder(self.ledger, self._ticks_lease)
+        return found is not None and found == holder(self.ledger, self._refresh_lease)
+
+    # ── checks ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _check_end(self, end_us: int) -> None:
         if end_us > now_us():
@@ -249,3 +303,11 @@ class Runner:
         if manifest is not None and manifest.generation >= live.generation:
             return None
         return f"Redis does not hold generation {live.generation} of encoder {self.spec.encoder!r}"
+
+
+def _source(
+    workspace: Workspace, config: RepoConfig, registry: BaseRegistry, spec: EmbeddingSpec
+) -> BehaviorLog | None:
+    if spec.tower == "item":
+        return None
+    return BehaviorLog.of(behaviors_of(registry, config.project, spec), workspace.root, workspace.ledger)

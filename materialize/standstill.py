@@ -7,14 +7,14 @@ from contextlib import ExitStack, contextmanager
 
 from feast_embeddings.materialize.leases import held
 from feast_embeddings.materialize.views import EmbeddingSpec
-from feast_embeddings.materialize.workspace import Workspace, cutover_resource, view_resource
+from feast_embeddings.materialize.workspace import Workspace, cutover_resource, refresh_resource, view_resource
 
 CUTOVER_WAIT_S = 30.0
 
 
 @contextmanager
 def standstill(workspace: Workspace, project: str, specs: Sequence[EmbeddingSpec]) -> Iterator[Callable[[], None]]:
-    """Hold the leases of these views and of their encoders' cutovers; views first, as jobs take them.
+    """Hold the leases of these views and of their encoders' cutovers; in the order in which jobs take them.
 
     Yields:
         A check, to be called now and then: renews the leases, or raises LeaseError if one was taken over.
@@ -22,7 +22,8 @@ def standstill(workspace: Workspace, project: str, specs: Sequence[EmbeddingSpec
     Raises:
         LeaseError: A job works on one of the views, or has been cutting over for half a minute.
     """
-    views = sorted(view_resource(project, spec.view) for spec in specs)
+    names = sorted(spec.view for spec in specs)
+    views = [resource(project, name) for resource in (refresh_resource, view_resource) for name in names]
     cutovers = sorted({cutover_resource(project, spec.encoder) for spec in specs})
     with ExitStack() as stack:
         leases = [stack.enter_context(held(workspace.ledger, view)) for view in views]

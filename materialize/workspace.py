@@ -114,8 +114,13 @@ class Workspace:
 
 
 def view_resource(project: str, view: str) -> str:
-    """Name of the lease that keeps jobs of one view apart."""
+    """Name of the lease that keeps jobs of one view apart that run ticks."""
     return f"view {view!r} of project {project!r}"
+
+
+def refresh_resource(project: str, view: str) -> str:
+    """Name of the lease that keeps refreshes of one view apart; ticks go on beside them."""
+    return f"refresh of view {view!r} of project {project!r}"
 
 
 def cutover_resource(project: str, encoder: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -86,6 +87,54 @@ def read_behaviors(
     return table.filter(pa.array(_inside(table, contract, event, created, undated=undated)))
 
 
+def scan_behaviors(
+    path: str | Path, contract: BehaviorContract, *, event_until_us: int, created_until_us: int | None = None
+) -> Iterator[pa.Table]:
+    """What ``read_behaviors`` returns for these bounds, undated rows included, a part in memory at a time.
+
+    Raises:
+        BehaviorSourceError: As ``read_behaviors``.
+    """
+    dataset = _open(path, contract)
+    event, created = _Bounds(None, event_until_us), _Bounds(None, created_until_us)
+    wanted = _both(
+        _superset(dataset.schema, contract, contract.event_time, event),
+        _superset(dataset.schema, contract, contract.created_time, created),
+    )
+    columns = list(contract.columns.values())
+    for batch in _batches(dataset, columns, wanted, path):
+        table = pa.Table.from_batches([batch])
+        yield table.filter(pa.array(_inside(table, contract, event, created, undated=True)))
+
+
+def scan_entities(path: str | Path, contract: BehaviorContract, *, event_until_us: int) -> Iterator[pa.Array]:
+    """The entity column of about the behaviors before a time, in parts: a day more or less.
+
+    Raises:
+        BehaviorSourceError: As ``read_behaviors``.
+    """
+    dataset = _open(path, contract)
+    wanted = _superset(dataset.schema, contract, contract.event_time, _Bounds(None, event_until_us))
+    for batch in _batches(dataset, [contract.entity], wanted, path):
+        yield batch.column(0)
+
+
+def _both(first: ds.Expression | None, second: ds.Expression | None) -> ds.Expression | None:
+    return first & second if first is not None and second is not None else first if second is None else second
+
+
+def _batches(
+    dataset: ds.Dataset, columns: list[str], wanted: ds.Expression | None, path: str | Path
+) -> Iterator[pa.RecordBatch]:
+    try:
+        # few batches ahead: all of them at once would be the table that is not to be held
+        yield from dataset.to_batches(
+            columns=columns, filter=wanted, batch_size=1 << 17, batch_readahead=2, fragment_readahead=1
+        )
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(path, error) from error
+
+
 def _open(path: str | Path, contract: BehaviorContract) -> ds.Dataset:
     files = _files(str(path))
     folder = str(path) if Path(path).is_dir() else None
@@ -166,11 +215,14 @@ def _scan(dataset: ds.Dataset, contract: BehaviorContract, filters: list[ds.Expr
     try:
         return dataset.to_table(columns=list(contract.columns.values()), filter=wanted)
     except (pa.ArrowInvalid, OSError) as error:
-        raise BehaviorSourceError(
-            f"The behavior source {path} cannot be read to its end ({_first_line(error)}). A file is "
-            "damaged: "
-            "write it again."
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: str | Path, error: BaseException) -> BehaviorSourceError:
+    return BehaviorSourceError(
+        f"The behavior source {path} cannot be read to its end ({_first_line(error)}). A file is damaged: "
+        "write it again."
+    )
 
 
 def _usable(kind: pa.DataType, contract: BehaviorContract) -> bool:
