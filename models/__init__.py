@@ -38,8 +38,10 @@ from feast_embeddings.models.reconstruction import (
 )
 from feast_embeddings.models.sequence import SequenceConfig, SequenceEncoder
 from feast_embeddings.models.splits import RankingTask, leave_one_out, time_split
+from feast_embeddings.models.table_encoder import TableEncoder
 from feast_embeddings.models.text import TextEncoder
 from feast_embeddings.models.text_model import TextModel
+from feast_embeddings.models.tokens import Tokens
 from feast_embeddings.models.trainer import EpochReport, TrainingConfig
 from feast_embeddings.models.training import TrainResult, train
 from feast_embeddings.models.unseen_items import UnseenItems
@@ -84,8 +86,10 @@ __all__ = [
     "SequenceConfig",
     "SequenceEncoder",
     "StorableEncoder",
+    "TableEncoder",
     "TextEncoder",
     "TextModel",
+    "Tokens",
     "TrainResult",
     "TrainingConfig",
     "TypeErrors",

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 from uuid import uuid4
@@ -23,6 +23,9 @@ from feast_embeddings.models.errors import ArtifactError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+
+ENTRY_POINTS = "feast_embeddings.encoders"
+"""Group of entry points by which packages name their encoders, such as ``my-kind = "my_package:MyEncoder"``."""
 
 _ITEM_IDS = "item_ids"
 
@@ -178,12 +181,7 @@ def load_encoder(
     """
     path = Path(directory)
     manifest = read_manifest(path)
-    if manifest.kind not in ENCODER_KINDS:
-        raise ArtifactError(
-            f"Encoder artifact {path} is of kind {manifest.kind!r}, "
-            f"known are {', '.join(sorted(ENCODER_KINDS))}: "
-            "import the module that registers it with register_encoder before loading."
-        )
+    encoder_class = _class_of(manifest.kind, path)
     try:
         data = {file.name: _checked(path, file) for file in manifest.files}
     except ArtifactError:
@@ -196,7 +194,21 @@ def load_encoder(
             f"Encoder artifact {path} does not have the space {manifest.space} that its manifest names: "
             "the manifest was altered. Save or copy the encoder there again."
         )
-    return ENCODER_KINDS[manifest.kind].from_state(state, device, precision)
+    return encoder_class.from_state(state, device, precision)
+
+
+def _class_of(kind: str, path: Path) -> type[StorableEncoder]:
+    """The class of a kind: registered, or else named by the entry point of an installed package."""
+    if kind not in ENCODER_KINDS:
+        for plugin in entry_points(group=ENTRY_POINTS, name=kind):
+            ENCODER_KINDS[kind] = plugin.load()
+    if kind not in ENCODER_KINDS:
+        raise ArtifactError(
+            f"Encoder artifact {path} is of kind {kind!r}, known are {', '.join(sorted(ENCODER_KINDS))}: import the "
+            "module that registers it with register_encoder before loading, or install a package that names it "
+            f"under the entry points {ENTRY_POINTS!r}."
+        )
+    return ENCODER_KINDS[kind]
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 
-from feast_embeddings.models.batch import Float32s, Int64s
+from feast_embeddings.models.batch import Float32s, HistoryBatch, Int64s
+from feast_embeddings.models.device import to_device
+from feast_embeddings.models.tokens import Tokens
+
+Compute = Callable[[Tokens, torch.Tensor], torch.Tensor]
 
 # Widths to which a history is padded, chosen from its own length only, so that its vector cannot depend on
 # its neighbors.
@@ -46,6 +51,42 @@ def width_chunks(lengths: Int64s, widths: Int64s, rows_of: Callable[[int], int])
 def widths_to(context: int) -> Int64s:
     """The widths below ``context``, and ``context``."""
     return np.array([*(width for width in WIDTHS if width < context), context])
+
+
+def in_chunks(
+    batch: HistoryBatch,
+    tokens: Tokens,
+    widths: Int64s,
+    dim: int,
+    compute: Compute,
+    device: torch.device,
+    *,
+    fixed: bool,
+) -> Float32s:
+    """Vectors float32 [B, dim] of histories, a chunk at a time; zeros where there are no behaviors.
+
+    Args:
+        batch: Histories no longer than the last of the ``widths``.
+        tokens: Of the batch, flat.
+        widths: Ascending, int64.
+        dim: Length of a vector.
+        compute: Vectors (R, dim) of tokens [R, L], padded on the right, and their lengths (R,), on the device.
+        device: To compute on.
+        fixed: Whether every chunk of a width has one shape, so that no row depends on its neighbors; else no
+            more rows and columns are computed than are asked for.
+    """
+    vectors = np.zeros((len(batch), dim), np.float32)
+    landing = Landing(vectors, device)
+    for rows, width in width_chunks(batch.lengths, widths, partial(chunk_rows, device)):
+        size = chunk_rows(device, width) if fixed else len(rows)
+        starts, lengths = np.zeros((2, size), np.int64)  # rows beyond the chunk's are padding
+        starts[: len(rows)], lengths[: len(rows)] = batch.offsets[rows], batch.lengths[rows]
+        columns = width if fixed else int(lengths.max())
+        sizes = torch.from_numpy(lengths)
+        padded = tokens.padded(torch.from_numpy(starts), sizes, columns).to(device)
+        landing.put(rows, compute(padded, to_device(sizes, device)))
+    landing.finish()
+    return vectors
 
 
 class Landing:

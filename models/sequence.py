@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -16,8 +14,8 @@ from feast_embeddings.models.artifact import register_encoder
 from feast_embeddings.models.attention import Block
 from feast_embeddings.models.batch import Float32s, HistoryBatch, Ids
 from feast_embeddings.models.cached import CachedState, empty_state, extended
-from feast_embeddings.models.chunks import Landing, chunk_rows, width_chunks, widths_to
-from feast_embeddings.models.device import Precision, autocast, choose_device, choose_precision, numeric_path, to_device
+from feast_embeddings.models.chunks import in_chunks, widths_to
+from feast_embeddings.models.device import Precision, autocast, choose_device, choose_precision, numeric_path
 from feast_embeddings.models.encoder import Bools, EncoderState, space_of
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.preprocessing import GAP_BUCKETS, ItemIndex, ValueKind, ValueNormalizer
@@ -199,21 +197,17 @@ class SequenceEncoder(nn.Module):
     def _encode(self, batch: HistoryBatch, *, fixed: bool) -> Float32s:
         batch = latest(batch, self.context)
         tokens = Tokens.of(batch, self.items, self.normalizer, len(self.behavior_types))
-        vectors = np.zeros((len(batch), self.dim), np.float32)
-        landing, biases = Landing(vectors, self.device), list[torch.Tensor]()
+        biases: list[torch.Tensor] = []
+
+        def compute(padded: Tokens, lengths: torch.Tensor) -> torch.Tensor:
+            nonlocal biases
+            width = padded.items.shape[1]
+            if not biases or biases[0].shape[-1] != width:  # chunks of a width follow one another
+                biases = self._biases(width)
+            return self.last_states(padded, (lengths - 1).clamp(min=0), biases)
+
         with self.evaluating():
-            for rows, width in width_chunks(batch.lengths, widths_to(self.context), partial(chunk_rows, self.device)):
-                size = chunk_rows(self.device, width) if fixed else len(rows)
-                width = width if fixed else int(batch.lengths[rows].max())  # noqa: PLW2901
-                if not biases or biases[0].shape[-1] != width:
-                    biases = self._biases(width)
-                starts, lengths = np.zeros((2, size), np.int64)  # rows beyond the chunk's are padding
-                starts[: len(rows)], lengths[: len(rows)] = batch.offsets[rows], batch.lengths[rows]
-                padded = tokens.padded(torch.from_numpy(starts), torch.from_numpy(lengths), width).to(self.device)
-                last = to_device(torch.from_numpy(np.maximum(lengths - 1, 0)), self.device)
-                landing.put(rows, self.last_states(padded, last, biases))  # (R, D)
-            landing.finish()
-        return vectors
+            return in_chunks(batch, tokens, widths_to(self.context), self.dim, compute, self.device, fixed=fixed)
 
     def encode_items(self, items: Ids) -> tuple[Float32s, Bools]:
         """Rows of the item table, float32 [n, dim], and which ids are known, bool [n]; the others are zero."""

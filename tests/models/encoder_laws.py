@@ -7,6 +7,9 @@ of ``INTEGERS`` or ``STRINGS``; histories in the laws also hold items that no en
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +28,7 @@ from feast_embeddings.models import (
     SequenceConfig,
     SequenceEncoder,
     StorableEncoder,
+    TableEncoder,
     TextEncoder,
     ValueNormalizer,
     compressed,
@@ -148,6 +152,24 @@ def in_bf16_weights(seed: int = 0) -> CompressedEncoder:
     return compressed(fusion(seed), "bf16")
 
 
+def documented(block: int) -> str:
+    """A Python block of docs/own_encoder.md."""
+    text = (Path(__file__).parents[2] / "docs" / "own_encoder.md").read_text()
+    return text.split("```python\n")[block + 1].partition("```")[0]
+
+
+def of_ones_own(seed: int = 0) -> TableEncoder:
+    torch.manual_seed(seed)
+    return _recent_mean()(TYPES, ItemIndex(INTEGERS), dim=16, context=30).to(choose_device()).eval()
+
+
+@cache
+def _recent_mean() -> type[TableEncoder]:
+    names: dict[str, Any] = {"__name__": "recent_mean"}
+    exec(documented(0), names)  # noqa: S102
+    return names["RecentMean"]
+
+
 ENCODERS: dict[str, Case] = {
     "sequence": Case(sequence),
     "sequence of strings and values": Case(sequence_of_strings_and_values, strings=True),
@@ -159,6 +181,7 @@ ENCODERS: dict[str, Case] = {
     "prefix": Case(prefix),
     "in eight bits": Case(in_eight_bits, strings=True),
     "in bf16 weights": Case(in_bf16_weights),
+    "of one's own": Case(of_ones_own),
     "autoencoder": Case(autoencoder),
     "adversarial autoencoder": Case(adversarial_autoencoder),
     "deep autoencoder of strings": Case(deep_autoencoder_of_strings, strings=True),
