@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import typer
@@ -22,7 +24,7 @@ from feast_embeddings.materialize.runner import Outcome, Runner
 from feast_embeddings.materialize.stores import embedding_store
 from feast_embeddings.materialize.views import STATE, is_embedding, spec_of
 from feast_embeddings.materialize.workspace import Workspace
-from feast_embeddings.transformations.tags import ACTIVITY_KIND, EMBEDDING_KIND, HISTORY_KIND, KIND
+from feast_embeddings.transformations.tags import ACTIVITY_KIND, BEHAVIORS_KIND, EMBEDDING_KIND, HISTORY_KIND, KIND
 
 
 class EmbeddingEngineConfig(FeastConfigBaseModel):
@@ -93,7 +95,7 @@ class EmbeddingEngine(LocalComputeEngine):
     ) -> LocalMaterializationJob:
         kind = task.feature_view.tags.get(KIND)
         if kind not in (EMBEDDING_KIND, HISTORY_KIND, ACTIVITY_KIND):
-            return super()._materialize_one(registry, task, **kwargs)
+            return super()._materialize_one(registry, _from_the_table(task), **kwargs)
         job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
         try:
             if kind == EMBEDDING_KIND:
@@ -117,6 +119,16 @@ class EmbeddingEngine(LocalComputeEngine):
             typer.echo(f"{spec.view}: a full refresh as of the end; the start is not used")
             outcome = runner.refresh(us_of(task.end_time))
         _report(spec.view, outcome)
+
+
+def _from_the_table(task: MaterializationTask) -> MaterializationTask:
+    """The task without its view's push source: Feast's local engine would look for the renaming of columns there."""
+    view = task.feature_view
+    if view.tags.get(KIND) != BEHAVIORS_KIND or view.stream_source is None:
+        return task
+    plain = copy.copy(view)
+    plain.stream_source = None
+    return replace(task, feature_view=plain)
 
 
 def _is_incremental(task: MaterializationTask) -> bool:

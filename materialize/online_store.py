@@ -34,6 +34,7 @@ from feast_embeddings.materialize.embedded import client_name, embedded_server
 from feast_embeddings.materialize.fill_snapshot import SnapshotCache
 from feast_embeddings.materialize.packed import reads
 from feast_embeddings.materialize.read_plan import ManifestCache, Read, ResponseRead, RowsRead, kind_of
+from feast_embeddings.materialize.stream.push import append_pushed
 from feast_embeddings.models.errors import OnlineStoreError
 from feast_embeddings.transformations import tags
 
@@ -250,12 +251,18 @@ class EmbeddingOnlineStore(RedisOnlineStore):
     ) -> None:
         """Writes rows of an ordinary view as stock Feast does; behaviors of the erased are left out.
 
+        Behaviors that were pushed (a materialization, unlike a push, has a ``progress``) are appended to their stream
+        first, if one is declared: at least once, since a caller that sees an error pushes them again.
+
         Raises:
             OnlineStoreError: The view is written by ticks alone, or Redis cannot be reached.
         """
         _refuse_own(table)
         with self._reaching(config):
-            super().online_write_batch(config, table, self._living(config, table, data), progress)
+            rows = self._living(config, table, data)
+            if progress is None:
+                append_pushed(self._get_client(config.online_store), config.project, table, rows)
+            super().online_write_batch(config, table, rows, progress)
 
     async def online_write_batch_async(
         self,
@@ -267,7 +274,11 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         """As :meth:`online_write_batch`."""
         _refuse_own(table)
         with self._reaching(config):
-            await super().online_write_batch_async(config, table, self._living(config, table, data), progress)
+            rows = self._living(config, table, data)
+            if progress is None:
+                client = self._get_client(config.online_store)
+                await asyncio.to_thread(append_pushed, client, config.project, table, rows)
+            await super().online_write_batch_async(config, table, rows, progress)
 
     def _living(self, config: RepoConfig, table: FeatureView, data: list[WriteRow]) -> list[WriteRow]:
         if (table.tags or {}).get(tags.KIND) != tags.BEHAVIORS_KIND:

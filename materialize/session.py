@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from feast import FeatureStore, RepoConfig
 
-from feast_embeddings.materialize import online_writes, session_metrics
+from feast_embeddings.materialize import online_writes, request_metrics
 from feast_embeddings.materialize.answers import Answer, current_answer
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.stores import online_store_of
@@ -87,7 +87,7 @@ class SessionEncoders:
                 while len(self._loaded) > self._kept:
                     self._loaded.popitem(last=False)
                 self._loading.pop(key, None)
-        session_metrics.LOADED.labels(encoder).inc()
+        request_metrics.LOADED.labels(encoder).inc()
         return loaded
 
 
@@ -156,12 +156,12 @@ def encode_sessions(spec: SessionSpec, inputs: Columns) -> Sequence[Float32s | N
     merged = time.perf_counter()
     vectors = loaded.encode(sessions.histories, exact=spec.exact)
     ended = time.perf_counter()
-    session_metrics.SESSIONS.labels(spec.view).inc(len(vectors))
-    session_metrics.UNKNOWN_ITEMS.labels(spec.view).inc(loaded.unknown(sessions.items))
+    request_metrics.SESSIONS.labels(spec.view).inc(len(vectors))
+    request_metrics.UNKNOWN_ITEMS.labels(spec.view).inc(loaded.unknown(sessions.items))
     for outcome, number in sessions.counts.items():
-        session_metrics.BEHAVIORS.labels(spec.view, outcome).inc(number)
-    session_metrics.SECONDS.labels(spec.view, "merge").observe(merged - started)
-    session_metrics.SECONDS.labels(spec.view, "encode").observe(ended - merged)
+        request_metrics.BEHAVIORS.labels(spec.view, outcome).inc(number)
+    request_metrics.SECONDS.labels(spec.view, "merge").observe(merged - started)
+    request_metrics.SECONDS.labels(spec.view, "encode").observe(ended - merged)
     known = sessions.histories.lengths > 0
     return [vector if some else None for vector, some in zip(vectors, known.tolist(), strict=True)]
 

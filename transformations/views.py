@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from feast import Entity, FeatureView, Field, FileSource
+from feast import Entity, FeatureView, Field, FileSource, PushSource
 from feast.data_format import ParquetFormat
 from feast.types import Float64, Int64, String
 
@@ -47,6 +47,7 @@ def behaviors_view(
     source: FileSource,
     contract: BehaviorContract,
     rules: CleaningRules | None = None,
+    push: str | None = None,
 ) -> FeatureView:
     """The raw behaviors of an entity as an ordinary feature view; contract and rules stand in its tags.
 
@@ -60,6 +61,9 @@ def behaviors_view(
         source: What ``behavior_source`` returned.
         contract: Which column is what.
         rules: Which behaviors do not count; by default only cancellations act.
+        push: Name of a push source to declare: ``store.push(<name>, frame)`` then appends behaviors to the view's
+            stream, for ``feast-embeddings stream`` to apply, beside what Feast itself does with them. The frame has
+            this view's columns: the join key, its features, and the source's event time (and created time).
 
     Raises:
         DeclarationError: The entity's join key is not the contract's.
@@ -76,11 +80,12 @@ def behaviors_view(
         entities=[entity],
         ttl=timedelta(0),
         schema=[Field(name=contract.join_key, dtype=_TYPES[contract.entity_dtype]), *features],
-        source=source,
+        source=source if push is None else PushSource(name=push, batch_source=source),
         tags={
             tags.KIND: tags.BEHAVIORS_KIND,
             tags.CONTRACT: contract.to_json(),
             tags.CLEANING: (rules or CleaningRules()).to_json(),
+            **({} if push is None else {tags.PUSHED: push}),
         },
     )
 

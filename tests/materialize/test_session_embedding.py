@@ -14,7 +14,7 @@ from repo_fixture import DAY, HOUR, USERS, MakeRepo, SmallRepo, at, day, tiny_en
 from session_fixture import SESSION, ask, declare_session, matrix, rows_of, session_repo
 from ticks_fixture import started, tick_at
 
-from feast_embeddings.materialize import online_writes, session, session_metrics
+from feast_embeddings.materialize import online_writes, session, request_metrics
 from feast_embeddings.materialize.manifest import FillRef, Manifest
 from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.models.errors import ArtifactError, DeclarationError, SpaceError
@@ -23,7 +23,7 @@ from feast_embeddings.transformations.session import session_spec_of
 
 
 def counted(name: str, **labels: str) -> float:
-    return session_metrics.REGISTRY.get_sample_value(f"feast_embeddings_session_{name}_total", labels) or 0.0
+    return request_metrics.REGISTRY.get_sample_value(f"feast_embeddings_session_{name}_total", labels) or 0.0
 
 
 def test_a_session_is_bit_for_bit_what_a_tick_of_the_same_behaviors_stores(make_repo: MakeRepo) -> None:

@@ -1,4 +1,4 @@
-"""What encoding at request time does, as Prometheus metrics.
+"""What requests do, as Prometheus metrics: sessions that are encoded while they wait, behaviors that are pushed.
 
 They stand in a registry of their own. Under ``feast serve --metrics``, Feast's metrics server shows them too, summed
 over its worker processes: Feast keeps the values of all metrics of a server in files.
@@ -37,4 +37,7 @@ SECONDS: Final = Histogram(
 )
 LOADED: Final = Counter(
     "feast_embeddings_session_encoders_loaded", "Encoders loaded to serve sessions", ["encoder"], registry=REGISTRY
+)
+PUSHED: Final = Counter(
+    "feast_embeddings_pushed_behaviors", "Behaviors that pushes appended to their stream", ["view"], registry=REGISTRY
 )
