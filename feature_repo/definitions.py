@@ -37,7 +37,7 @@ contract = BehaviorContract(
         BehaviorType("coupon", weight=0.5),
     ),
 )
-behavior_log = behavior_source("behavior_log", path="data/behaviors.parquet", contract=contract)
+behavior_log = behavior_source("behavior_log", path="data/behaviors/*.parquet", contract=contract)
 
 behaviors = behaviors_view(
     "behaviors",

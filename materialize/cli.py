@@ -21,6 +21,7 @@ from feast_embeddings.materialize.recovery import restore
 from feast_embeddings.materialize.scaffold import write_repo
 from feast_embeddings.materialize.status import print_status
 from feast_embeddings.materialize.stores import online_store_of
+from feast_embeddings.materialize.stream.commands import register as register_stream
 from feast_embeddings.materialize.train_job import train_declared, training_config
 from feast_embeddings.materialize.workspace import Workspace
 from feast_embeddings.models import align as align_encoders
@@ -34,6 +35,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+register_stream(app)
 
 Repo = Annotated[Path, typer.Option("--repo", "-C", help="The feature repo's folder.")]
 

@@ -33,11 +33,11 @@ def write_repo(folder: Path, *, policy: str | None = None, data: Callable[[Path]
         raise DeclarationError(f"{folder} gives no name for a Feast project: choose one that begins with a letter.")
     if folder.exists() and any(folder.iterdir()):
         raise DeclarationError(f"{folder} is not empty: choose a new folder.")
-    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "behaviors").mkdir(parents=True)
     for file in _TEMPLATE:
         text = files("feast_embeddings.feature_repo").joinpath(file).read_text(encoding="utf-8")
         (folder / file).write_text(_filled(file, text, name, policy), encoding="utf-8")
-    (data or _shop)(folder / "data" / "behaviors.parquet")
+    (data or _shop)(folder / "data" / "behaviors" / "history.parquet")
     return folder
 
 

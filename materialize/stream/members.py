@@ -100,16 +100,17 @@ class Membership:
     def __init__(self, log: BehaviorLog, view: str, lateness_us: int | None = None, remembered: int = 200_000) -> None:
         self.log, self.contract, self.rules = log, log.contract, log.rules
         self.view, self.lateness_us = view, lateness_us
+        self.folder = parts_folder(log.path) or Path(log.path)
         self.recent = Recent(remembered)
         self._youngest_us = 0
 
     def part(self, tick: int) -> Path:
         """Where a tick's behaviors are appended."""
-        return Path(self.log.path) / part_name(self.view, tick)
+        return self.folder / part_name(self.view, tick)
 
     def remember(self, ticks: list[StreamTick]) -> None:
         """Take up the recent past of a lane: the behaviors of its last ticks, oldest first."""
-        table = rows_of_ticks(Path(self.log.path), self.view, [tick.number for tick in ticks])
+        table = rows_of_ticks(self.folder, self.view, [tick.number for tick in ticks])
         if table is None:
             return
         canonical = validate(table.select(raw_schema(self.contract).names), self.contract, np.iinfo(np.int64).max).table
@@ -199,6 +200,14 @@ class Membership:
     def _applied(self, canonical: pa.Table) -> None:
         self.recent.add(keys_of(canonical, self.contract.dedup_id is not None))
         self._youngest_us = max(self._youngest_us, _latest(canonical))
+
+
+def parts_folder(path: str) -> Path | None:
+    """The folder that a behavior log's path names, itself or as ``folder/*.parquet``; None where it names a file."""
+    place = Path(path)
+    if place.name in ("*.parquet", "*"):
+        place = place.parent
+    return None if place.is_file() or place.suffix or "*" in str(place) else place
 
 
 def part_name(view: str, tick: int) -> str:

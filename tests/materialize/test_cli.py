@@ -39,7 +39,7 @@ def test_init_writes_a_repo_that_declares_what_the_template_does(here: Path, mon
     folder = here / "My Shop-2"
     assert {path.name for path in folder.iterdir()} == {"definitions.py", "feature_store.yaml", ".feastignore", "data"}
     assert "project: my_shop_2\n" in (folder / "feature_store.yaml").read_text()
-    assert (folder / "data" / "behaviors.parquet").stat().st_size > 0
+    assert (folder / "data" / "behaviors" / "history.parquet").stat().st_size > 0
     monkeypatch.chdir(folder)
     declared = runpy.run_path("definitions.py")
     services = {value.name for value in declared.values() if isinstance(value, FeatureService)}

@@ -16,7 +16,7 @@ from feast_embeddings.materialize.leases import Lease
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.materialize.stream.payloads import decode, to_json_payloads
-from feast_embeddings.materialize.stream.redis_streams import RedisStreams, append_behaviors
+from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions, append_behaviors
 from feast_embeddings.materialize.stream.stream_ledger import StreamLedger, StreamTick
 from feast_embeddings.materialize.stream.stream_ticks import StreamTicks
 from feast_embeddings.materialize.workspace import behaviors_of
@@ -32,6 +32,8 @@ def streamed(make_repo: Any, policy: str = "Incremental()", **options: str) -> S
     repo = started(make_repo, policy, days=SINCE, **options)
     past = shop(8)
     repo.deliver(past.filter(pc.less(past["at"].cast(pa.int64()), day(SINCE))), "shop")
+    with repo.redis() as client:
+        agreed_partitions(client, repo.project, "behaviors", PARTITIONS)
     return repo
 
 

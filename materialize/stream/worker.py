@@ -1,0 +1,247 @@
+"""A stream worker: takes its fair share of the lanes, works on them, and lets them go.
+
+Workers share the lanes by leases: each says that it is there, takes free lanes up to its share, and gives surplus
+lanes back when another worker comes. A dead worker's lanes are free when its lease has run out, or at once where it
+was a process of the same machine. Each lane is first taken up where it was left.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from feast_embeddings.materialize.leases import Lease
+from feast_embeddings.materialize.ledger import Ledger
+from feast_embeddings.materialize.stream.contract import Source, lane_partitions
+from feast_embeddings.materialize.stream.lane import LaneStats, LaneWork
+from feast_embeddings.materialize.stream.lanes import (
+    is_paused,
+    lane_name,
+    lane_resource,
+    lanes_held,
+    presence,
+    workers_there,
+)
+from feast_embeddings.materialize.stream.metrics import StreamMetrics
+from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
+from feast_embeddings.materialize.stream.stream_ticks import StreamTicks
+from feast_embeddings.models.errors import DeclarationError, LeaseError
+
+_STOP_S = 5.0
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How a worker works.
+
+    Attributes:
+        lanes: Into how many lanes the partitions are dealt: the most workers that can share them.
+        partitions: Partitions of the source in all.
+        max_events: Most messages of one micro-batch.
+        every_s: Shortest time between the starts of two micro-batches of a lane.
+        lateness_us: Behaviors that happened longer ago are refused; None: none is.
+        lease_s: How long a worker that is not heard of keeps its lanes.
+        until_idle_s: End once nothing has come for so many seconds; None: work until stopped.
+    """
+
+    lanes: int = 2
+    partitions: int = 8
+    max_events: int = 2000
+    every_s: float = 0.02
+    lateness_us: int | None = None
+    lease_s: float = 10.0
+    until_idle_s: float | None = None
+
+
+OpenSource = Callable[[tuple[int, ...], dict[int, int], str], Source]
+"""Opens partitions of the source behind recorded positions, as a named worker."""
+MakeTicks = Callable[[Lease, str], StreamTicks]
+"""What applies the micro-batches of a lane, given its lease and name."""
+
+
+@dataclass
+class _Open:
+    lease: Lease
+    work: LaneWork
+
+
+class StreamWorker:
+    """One worker process of a view's stream.
+
+    Delivery guarantee: at least once from the source, exactly once in effect; see ``contract.Source``.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        project: str,
+        view: str,
+        source_name: str,
+        open_source: OpenSource,
+        make_ticks: MakeTicks,
+        options: StreamOptions,
+        metrics: StreamMetrics | None = None,
+        background: Callable[[], None] | None = None,
+    ) -> None:
+        if options.lanes > options.partitions:
+            raise DeclarationError(
+                f"The stream of view {view!r} has {options.partitions} partitions, which cannot make {options.lanes} "
+                "lanes: use at most one lane per partition."
+            )
+        self.ledger, self.project, self.view, self.source_name = ledger, project, view, source_name
+        self.options, self.metrics = options, metrics or StreamMetrics()
+        self.stream = StreamLedger(ledger)
+        self.name = uuid.uuid4().hex[:12]
+        self.taken_up = 0
+        self._open_source, self._make_ticks, self._background = open_source, make_ticks, background
+        self._open: dict[str, _Open] = {}
+        self._done = LaneStats()
+        self._stop = threading.Event()
+        self._busy_at = time.monotonic()
+
+    def run(self) -> LaneStats:
+        """Work until stopped; what was done.
+
+        Raises:
+            FeastEmbeddingsError: A lane failed; the others were stopped in good order.
+        """
+        poll_s = min(self.options.lease_s / 4, 0.5)
+        with presence(self.ledger, self.project, self.view, self.name, self.options.lease_s) as there:
+            try:
+                while not self._stop.is_set():
+                    there.check()
+                    self._reap()
+                    self._share()
+                    self._observe()
+                    if self._idle():
+                        break
+                    if self._background is not None:
+                        self._background()
+                    self._stop.wait(poll_s)
+            finally:
+                self._let_go(list(self._open))
+        return self._done
+
+    def stop(self) -> None:
+        """End soon: micro-batches at work are finished."""
+        self._stop.set()
+
+    @contextmanager
+    def stopping_on_signals(self) -> Iterator[None]:
+        """Inside the block, SIGTERM and SIGINT stop the worker in good order."""
+
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            self.stop()
+
+        before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    @property
+    def stats(self) -> LaneStats:
+        """What was done so far, in lanes open and let go."""
+        total = LaneStats()
+        for each in (self._done, *(lane.work.stats for lane in self._open.values())):
+            _add(total, each)
+        return total
+
+    # ── lanes ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _share(self) -> None:
+        """Take lanes up to the fair share, or give surplus ones back."""
+        if is_paused(self.ledger, self.project, self.view):
+            self._let_go(list(self._open))
+            return
+        workers = max(workers_there(self.ledger, self.project, self.view), 1)
+        share = math.ceil(self.options.lanes / workers)
+        if len(self._open) > share:
+            self._let_go(list(self._open)[share:])
+        for number in range(self.options.lanes):
+            if len(self._open) >= share or self._stop.is_set():
+                return
+            name = lane_name(number, self.options.lanes)
+            if name not in self._open:
+                self._take(name, lane_partitions(number, self.options.lanes, self.options.partitions))
+
+    def _take(self, name: str, partitions: tuple[int, ...]) -> None:
+        others = [
+            each
+            for each in lanes_held(self.ledger, self.project, self.view)
+            if not each.endswith(f"/{self.options.lanes}")
+        ]
+        if others:
+            raise DeclarationError(
+                f"The stream of view {self.view!r} is being worked on in another number of lanes ({others[0]}): give "
+                "all workers the same --lanes, or stop the others first."
+            )
+        lease = Lease(self.ledger, lane_resource(self.project, self.view, name), self.options.lease_s)
+        try:
+            lease.acquire()
+        except LeaseError:
+            return
+        source = None
+        try:
+            if is_paused(self.ledger, self.project, self.view):  # it may have begun before the lease was there
+                lease.release()
+                return
+            source = self._open_source(partitions, self.stream.positions(self.view, self.source_name), self.name)
+            ticks = self._make_ticks(lease, name)
+            self.taken_up += len(ticks.take_up(source))
+        except BaseException:
+            if source is not None:
+                source.close()
+            lease.release()
+            raise
+        work = LaneWork(ticks, source, self.metrics, self.options.max_events, self.options.every_s)
+        self._open[name] = _Open(lease, work)
+        work.start()
+
+    def _let_go(self, names: list[str]) -> None:
+        going = {name: self._open.pop(name) for name in names}
+        for lane in going.values():
+            lane.work.stop()
+        for lane in going.values():
+            ended = lane.work.join(_STOP_S - 1)
+            _add(self._done, lane.work.stats)
+            lane.work.source.close()
+            if ended:
+                lane.lease.release()
+            if lane.work.error is not None and not isinstance(lane.work.error, LeaseError):
+                raise lane.work.error
+
+    def _reap(self) -> None:
+        """Let lanes go that ended by themselves: what failed is raised, a lost lease is another worker's gain."""
+        self._let_go([name for name, lane in self._open.items() if not lane.work.alive])
+
+    # ── looking ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _observe(self) -> None:
+        lag = sum(sum(lane.work.source.lag().values()) for lane in self._open.values())
+        oldest = 0.0
+        self.metrics.lag(self.source_name, lag, oldest)
+        if lag:
+            self._busy_at = time.monotonic()
+
+    def _idle(self) -> bool:
+        done = self.stats.ticks
+        if done != getattr(self, "_seen", None):
+            self._seen, self._busy_at = done, time.monotonic()
+        limit = self.options.until_idle_s
+        return limit is not None and time.monotonic() - self._busy_at > limit
+
+
+def _add(total: LaneStats, more: LaneStats) -> None:
+    total.ticks += more.ticks
+    total.behaviors += more.behaviors
+    for what, count in more.counts.items():
+        total.counts[what] = total.counts.get(what, 0) + count

@@ -1,0 +1,140 @@
+"""Workers share a stream, die, stop, pause, and resume; nothing is lost, and the bits stay."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import kill_workers
+import numpy as np
+import pytest
+from feast import FeatureStore
+from repo_fixture import USERS, MakeRepo, SmallRepo, day, tiny_encoder
+from stream_fixture import PARTITIONS, SINCE, clicks, send, streamed
+
+from feast_embeddings.materialize.stream.lanes import lanes_held, paused
+from feast_embeddings.materialize.stream.replay import replay_stream
+from feast_embeddings.materialize.stream.stream_job import make_worker
+from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
+from feast_embeddings.materialize.stream.worker import StreamOptions, StreamWorker
+from feast_embeddings.models.errors import DeclarationError, LeaseError
+from feast_embeddings.transformations import Histories
+
+pytestmark = pytest.mark.filterwarnings("ignore:Stream feature views are experimental:RuntimeWarning")
+OPTIONS = StreamOptions(partitions=PARTITIONS, lanes=2, lease_s=2)
+
+
+@contextmanager
+def working(options: StreamOptions = OPTIONS) -> Iterator[StreamWorker]:
+    worker = make_worker(FeatureStore("."), options=options)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+def await_read(repo: SmallRepo, count: int, within_s: float = 30) -> dict[str, int]:
+    ledger, deadline = StreamLedger(repo.workspace.ledger), time.monotonic() + within_s
+    while (found := ledger.totals("user_embedding")).get("read", 0) < count:
+        assert time.monotonic() < deadline, f"{found} of {count} read"
+        time.sleep(0.02)
+    return found
+
+
+def test_a_worker_applies_what_comes_and_a_replay_has_the_same_bits(make_repo: MakeRepo) -> None:
+    repo = streamed(make_repo, "Incremental(alpha=0.3)")
+    sent = clicks(300, 1, SINCE, SINCE + 0.5)
+    with working():
+        for start in range(0, 300, 30):
+            send(repo, sent[start : start + 30])
+            time.sleep(0.03)
+        counts = await_read(repo, 300)
+    assert (counts["read"], counts["applied"]) == (300, 300)
+    (live,) = replay_stream(repo.store)
+    assert (live.diverged, live.rows > 0) == ([], True)
+    np.testing.assert_array_equal(repo.histories().lengths, [10] * len(USERS))
+
+
+def test_a_worker_of_a_plain_policy_ends_where_a_refresh_would(make_repo: MakeRepo) -> None:
+    repo = streamed(make_repo)
+    send(repo, clicks(100, 2, SINCE, SINCE + 0.5))
+    with working():
+        await_read(repo, 100)
+    served, log = repo.histories(), repo.behaviors(day(SINCE + 1))
+    assert served.times.tobytes() == Histories(log).as_of(USERS, day(SINCE + 1), 10).times.tobytes()
+    assert tiny_encoder(1).dim == repo.vectors().values.shape[1]
+
+
+def test_two_workers_share_the_lanes_and_one_takes_over_from_the_other(make_repo: MakeRepo) -> None:
+    repo = streamed(make_repo)
+    ledger = repo.workspace.ledger
+    with working() as first:
+        _until(lambda: len(first._open) == 2)
+        with working() as second:
+            _until(lambda: len(first._open) == len(second._open) == 1)
+            send(repo, clicks(50, 3, SINCE, SINCE + 0.5))
+            await_read(repo, 50)
+        _until(lambda: len(first._open) == 2)
+        assert len(lanes_held(ledger, repo.project, "user_embedding")) == 2
+    assert lanes_held(ledger, repo.project, "user_embedding") == []
+
+
+def test_a_pause_empties_the_lanes_and_they_go_on_afterwards(make_repo: MakeRepo) -> None:
+    repo = streamed(make_repo)
+    ledger = repo.workspace.ledger
+    with working() as worker:
+        _until(lambda: len(worker._open) == 2)
+        with paused(ledger, repo.project, "user_embedding"):
+            send(repo, clicks(20, 4, SINCE, SINCE + 0.5))
+            time.sleep(1)
+            assert lanes_held(ledger, repo.project, "user_embedding") == []
+            with pytest.raises(LeaseError), paused(ledger, repo.project, "user_embedding"):
+                pass
+            assert StreamLedger(ledger).totals("user_embedding") == {}
+        await_read(repo, 20)
+
+
+def test_workers_that_disagree_about_the_lanes_are_refused(make_repo: MakeRepo) -> None:
+    streamed(make_repo)
+    with working() as first:
+        _until(lambda: len(first._open) == 2)
+        other = make_worker(FeatureStore("."), options=StreamOptions(partitions=PARTITIONS, lanes=1, lease_s=2))
+        with pytest.raises(DeclarationError, match="another number of lanes"):
+            other.run()
+
+
+def test_sigterm_ends_a_worker_within_seconds_and_another_resumes_where_it_was(make_repo: MakeRepo) -> None:
+    repo = streamed(make_repo)
+    process = kill_workers.spawn()
+    kill_workers.await_workers(repo, 1)
+    send(repo, clicks(200, 5, SINCE, SINCE + 0.5))
+    await_read(repo, 1)
+    send(repo, clicks(200, 6, SINCE, SINCE + 0.5))
+    began = time.monotonic()
+    assert kill_workers.end(process) == 0
+    assert time.monotonic() - began < 5
+    with working():
+        counts = await_read(repo, 400)
+    assert (counts["read"], counts["applied"]) == (400, 400)
+    assert all(not each.diverged for each in replay_stream(repo.store))
+
+
+def test_kill_9_duplicates_and_disorder_lose_nothing(make_repo: MakeRepo) -> None:
+    outcome = kill_workers.run(
+        streamed(make_repo, "Incremental(alpha=0.3)"), seconds=7, rate=150, kill_every_s=1.5, seed=1
+    )
+    kill_workers.check(outcome)
+    assert outcome.kills >= 2
+
+
+def _until(condition: object, within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
