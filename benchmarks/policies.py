@@ -3,7 +3,7 @@
 An encoder learned from the days before 2017-10-07 and is frozen (see ``globo.py``). Two days are replayed: before a
 sample of their clicks, the next article is to be found among all, given the vector that a policy would have served.
 Items are the same for every policy: the encoder's, and for articles that it never saw the mean of the user vectors
-that preceded their clicks, made anew each hour (``--help``: switched off in one line of the table).
+that preceded their clicks, made anew each hour.
 
     python benchmarks/policies.py --data globo_clicks_1001_1008.parquet --encoder globo_encoder
 """
@@ -29,6 +29,7 @@ from feast_embeddings.materialize import Full, Hybrid, Incremental
 from feast_embeddings.materialize.backtest import Backtest, Candidate, Questions
 from feast_embeddings.materialize.frontier import Frontier, draw
 from feast_embeddings.models import (
+    BASELINES,
     Encoder,
     Evaluation,
     HistoryBatch,
@@ -49,39 +50,39 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 HOUR_US = 3_600_000_000
 MINUTE_US = 60_000_000
-MEASURES = ("ndcg@10", "hr@10")
+FOLDED_CLICKS = 30_000
 BEHIND = (0, 1, 2, 5, 10)
 MINUTES = (0, 1, 5, 15, 60, 240, 1440)
-REFERENCE = "window, 5m"
+TICK = "1m"
+REFERENCE = f"window, {TICK}"
 
 
 def candidates() -> list[Candidate]:
     """What is replayed: the reference, and every idea to spend less."""
-    tick = "5m"
     arms = {
-        REFERENCE: Incremental(every=tick),
-        "Full, 5m": Full(every=tick),
+        REFERENCE: Incremental(every=TICK),
+        f"Full, {TICK}": Full(every=TICK),
         "Full, 6h": Full(every="6h"),
         "Full, 1d": Full(every="1d"),
-        **{f"window, {every}": Incremental(every=every) for every in ("15m", "30m", "1h", "6h", "1d")},
-        **{f"window, 5m, α {alpha}": Incremental(every=tick, alpha=alpha) for alpha in (0.1, 0.3, 0.5, 0.7, 0.9)},
-        "window, 5m, half-life 1h": Incremental(every=tick, half_life="1h"),
+        **{f"window, {every}": Incremental(every=every) for every in ("5m", "15m", "1h", "6h", "1d")},
+        **{f"window, {TICK}, α {alpha}": Incremental(every=TICK, alpha=alpha) for alpha in (0.3, 0.6, 0.9)},
+        f"window, {TICK}, half-life 1h": Incremental(every=TICK, half_life="1h"),
         **{
-            f"new, 5m, α {alpha}": Incremental(every=tick, alpha=alpha, context="new")
-            for alpha in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+            f"new, {TICK}, α {alpha}": Incremental(every=TICK, alpha=alpha, context="new")
+            for alpha in (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
         },
         **{
-            f"new, 5m, half-life {life}": Incremental(every=tick, half_life=life, context="new")
-            for life in ("30m", "6h", "1d", "7d")
+            f"new, {TICK}, half-life {life}": Incremental(every=TICK, half_life=life, context="new")
+            for life in ("30m", "6h", "1d")
         },
-        "new, 5m, α 0.3, full 6h": Hybrid(every=tick, alpha=0.3, context="new", full_every="6h"),
-        "new, 5m, α 0.3, full 1d": Hybrid(every=tick, alpha=0.3, context="new", full_every="1d"),
-        "window, 5m, full 1d": Hybrid(every=tick, full_every="1d"),
+        f"new, {TICK}, α 0.3, full 6h": Hybrid(every=TICK, alpha=0.3, context="new", full_every="6h"),
+        f"new, {TICK}, α 0.3, full 1d": Hybrid(every=TICK, alpha=0.3, context="new", full_every="1d"),
+        f"window, {TICK}, full 1d": Hybrid(every=TICK, full_every="1d"),
     }
     return [
         *(Candidate(name, policy) for name, policy in arms.items()),
-        *(Candidate(f"cached, {every}", Incremental(every=every), cached=True) for every in (tick, "15m", "30m")),
-        *(Candidate(f"window, 5m, ≥ {least} new", Incremental(every=tick), min_new=least) for least in (2, 3)),
+        *(Candidate(f"cached, {every}", Incremental(every=every), cached=True) for every in (TICK, "5m", "15m")),
+        *(Candidate(f"window, {TICK}, ≥ {least} new", Incremental(every=TICK), min_new=least) for least in (2, 3)),
     ]
 
 
@@ -134,11 +135,12 @@ def made(behaviors: Behaviors, encoder: Encoder, days: float, sample: int) -> Wo
 def folded(
     histories: HistoryBatch, encoder: Encoder, catalogue: ItemIndex, known: np.ndarray, vectors: Float32s, end: int
 ) -> Float32s:
-    """Vectors of the unseen items at the start of each hour, float32 [hours, unseen, dim]."""
+    """Vectors of the unseen items at the start of each hour, float32 [hours, unseen, dim]; of a sample of clicks."""
     owner = np.repeat(np.arange(len(histories)), histories.lengths)
     column = catalogue.rows(histories.items) - 1
     place = np.cumsum(~known) - 1
     clicks = np.flatnonzero((histories.times >= TRAIN_END_US) & (histories.times < end) & ~known[column])
+    clicks = np.sort(np.random.default_rng(0).permutation(clicks)[:FOLDED_CLICKS])
     start = np.maximum(histories.offsets[:-1][owner[clicks]], clicks - encoder.context)
     before = encoder.encode(cut(histories, start, clicks, histories.times[clicks]))
     items, hours = place[column[clicks]], (histories.times[clicks] - TRAIN_END_US) // HOUR_US
@@ -149,7 +151,7 @@ def folded(
     )
 
 
-def frontier(world: World, end: int, resamples: int) -> tuple[Frontier, Evaluation, list[str]]:
+def frontier(world: World, end: int, resamples: int, baselines: list[str]) -> tuple[Frontier, Evaluation, list[str]]:
     """Every candidate replayed, evaluated, and weighed."""
     questions = Questions(world.task.users, world.task.histories.as_of)
     replay = Backtest(world.histories, world.encoder, questions, TRAIN_END_US, end)
@@ -157,7 +159,7 @@ def frontier(world: World, end: int, resamples: int) -> tuple[Frontier, Evaluati
     methods = {each.candidate.name: world.scorer(each.vectors) for each in replayed}
     exact = next(each for each in replayed if each.candidate.name == REFERENCE)
     methods[f"{REFERENCE}, unseen items unranked"] = world.scorer(exact.vectors, fold_in=False)
-    found = evaluate(world.task, methods, resamples=resamples)
+    found = evaluate(world.task, methods, baselines=baselines, resamples=resamples)
     return Frontier.of(replayed, found, REFERENCE), found, list(methods)
 
 
@@ -248,7 +250,6 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if not (options.encoder / "manifest.json").is_file():
         save_encoder(trained(behaviors, options.minutes).encoder, options.encoder)
     encoder = load_encoder(options.encoder)
-    end = TRAIN_END_US + round(options.days * DAY_US)
     world = made(behaviors, encoder, options.days, options.sample)
     found, counts = staleness(world, options.resamples)
     show_staleness(console, found, counts)
@@ -261,7 +262,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
     ages = {unit: evaluation.to_json() for unit, evaluation in found.items()}
     write(options.out / "staleness.json", head | ages | {"machine": machine(load_before)})
     draw_staleness(options.plots / "staleness.png", found)
-    weighed, evaluation, names = frontier(world, end, options.resamples)
+    world = made(behaviors, encoder, options.replay_days, options.sample)
+    end = TRAIN_END_US + round(options.replay_days * DAY_US)
+    weighed, evaluation, names = frontier(world, end, options.resamples, options.baselines)
     show_methods(console, evaluation, names)
     console.print(weighed.table())
     cheapest = weighed.recommended(min_quality=0.995)
@@ -269,7 +272,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     points = {"reference": REFERENCE, "points": [asdict(point) for point in weighed.points]}
     seconds = {"seconds": time.monotonic() - started, "machine": machine(load_before)}
     write(options.out / "policies.json", head | points | {"evaluation": evaluation.to_json()} | seconds)
-    draw(options.plots / "policies.png", weighed, "News clicks, two days: quality against encode cost")
+    draw(options.plots / "policies.png", weighed, "News clicks of a day: quality against encode cost")
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
@@ -284,10 +287,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--encoder", type=Path, required=True, help="its artifact; trained where there is none")
-    parser.add_argument("--minutes", type=float, default=9.5, help="time limit of that training")
-    parser.add_argument("--days", type=float, default=2.0, help="days to replay, from 2017-10-07 on")
+    parser.add_argument("--minutes", type=float, default=2.5, help="time limit of that training")
+    parser.add_argument("--days", type=float, default=2.0, help="days of questions about age, from 10-07 on")
+    parser.add_argument("--replay-days", type=float, default=1.0, help="days of policies, from 10-07 on")
     parser.add_argument("--sample", type=int, default=10_000, help="questions")
     parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--baselines", nargs="*", default=list(BASELINES), help="of: " + ", ".join(BASELINES))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--plots", type=Path, default=ROOT / "docs")
     run(parser.parse_args(), Console(width=150))

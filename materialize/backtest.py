@@ -30,6 +30,9 @@ _BEHAVIOR_BYTES = 24
 
 _TICK_BYTES = 8
 
+_TIMED = 2048
+"""Histories of a unit that are timed, at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -78,7 +81,7 @@ class Spent:
         units: Ticks and refreshes.
         histories: Histories encoded.
         behaviors: Behaviors that went through the encoder.
-        seconds: Of encoding, on this machine; measured on the entities that are asked about, and scaled to all.
+        seconds: Of encoding, on this machine: of about ten whole units, scaled to all behaviors.
     """
 
     units: int = 0
@@ -122,6 +125,7 @@ class _Arm:
     answers: Float32s
     answered: Bools
     behind: Int64s
+    timed_every: int = 1
     measured_s: float = 0.0
     measured: int = 0
     spent: Spent = field(default_factory=Spent)
@@ -156,7 +160,7 @@ class Backtest:
         self._rows_now = self._first.copy()
         self._now_us = int(np.iinfo(np.int64).min)
         self._active: dict[tuple[Any, ...], Int64s] = {}
-        self._memo: dict[tuple[Any, ...], tuple[Float32s, float]] = {}
+        self._memo: dict[tuple[Any, ...], Float32s] = {}
 
     def run(self, candidates: Sequence[Candidate]) -> list[Replayed]:
         """Every candidate, side by side: what two of them encode alike is encoded once, and counted for both.
@@ -199,6 +203,7 @@ class Backtest:
         )
         self._apply(arm, Due("full", None, self.start_us), self.start_us)
         arm.spent, arm.measured_s, arm.measured = Spent(), 0.0, 0
+        arm.timed_every = max(1, len(arm.runs) // 10)
         return arm
 
     # ── units ────────────────────────────────────────────────────────────────────────────────────────────
@@ -214,26 +219,40 @@ class Backtest:
         whole = unit.kind == "full" or policy.context == "window"
         start = np.maximum(first if whole else covered, stop - self.encoder.context)
         if arm.cache is not None and unit.start_us is not None:
-            fresh = np.maximum(covered, start)
-            vectors = self._extended(arm, entities, fresh, stop, unit.end_us)
-            self._keep(arm, unit, entities[self._place_of[entities] >= 0], vectors, policy)
-            work = np.minimum(stop - fresh + (fresh > first), self.encoder.context)  # the last one is computed again
+            start, needed = np.maximum(covered, start), self._place_of[entities] >= 0
+            vectors = self._extended(arm, entities[needed], start[needed], stop[needed], unit.end_us)
+            work = np.minimum(stop - start + (start > first), self.encoder.context)  # the last one is computed again
         else:
             needed = self._needed(arm, entities, at_us)
             first_us = unit.start_us if unit.kind == "incremental" else None
             alone = isinstance(arm.candidate.policy, Full) or arm.candidate.min_new > 1  # with a choice of its own
             key = (arm.candidate.name if alone else None, whole, first_us, unit.end_us)
-            vectors = self._encoded(arm, key, start[needed], stop[needed])
-            self._keep(arm, unit, entities[needed], vectors, policy)
+            vectors = self._encoded(key, start[needed], stop[needed])
             work = stop - start
             if arm.cache is not None:
-                self._extended(arm, entities, start, stop, unit.end_us)
+                self._extended(arm, entities[needed], start[needed], stop[needed], unit.end_us)
+        self._keep(arm, unit, entities[needed], vectors, policy)
+        self._time(arm, start, stop, work, unit.end_us)
         arm.covered[entities] = stop
         arm.updated_us[entities] = unit.end_us
         arm.found[entities] = True
-        spent = arm.spent
-        spent.units, spent.histories = spent.units + 1, spent.histories + len(entities)
-        spent.behaviors += int(work.sum())
+        arm.spent.units += 1
+        arm.spent.histories += len(entities)
+        arm.spent.behaviors += int(work.sum())
+
+    def _time(self, arm: _Arm, start: Int64s, stop: Int64s, work: Int64s, end_us: int) -> None:
+        """In about ten of an arm's units, how long the unit's own batch takes: whoever is asked about, or not."""
+        if len(arm.runs) % arm.timed_every or not len(start):
+            return
+        start, stop, work = start[:_TIMED], stop[:_TIMED], work[:_TIMED]
+        batch = self._batch(start, stop, end_us)
+        began = time.perf_counter()
+        if arm.cache is not None and isinstance(self.encoder, SequenceEncoder):
+            self.encoder.extend_state(empty_state(self.encoder, batch), batch)
+        else:
+            self.encoder.encode(batch)
+        arm.measured_s += time.perf_counter() - began
+        arm.measured += int(work.sum())
 
     def _needed(self, arm: _Arm, entities: Int64s, at_us: int) -> Bools:
         """Of which entities a vector can matter: the asked ones; between two refreshes alone, those asked meanwhile."""
@@ -279,40 +298,21 @@ class Backtest:
     def _batch(self, start: Int64s, stop: Int64s, as_of_us: int) -> HistoryBatch:
         return cut(self.histories, start, stop, np.full(len(start), as_of_us, np.int64))
 
-    def _encoded(self, arm: _Arm, key: tuple[Any, ...], start: Int64s, stop: Int64s) -> Float32s:
+    def _encoded(self, key: tuple[Any, ...], start: Int64s, stop: Int64s) -> Float32s:
         """Vectors of the behaviors ``start … stop - 1`` of some entities, as of the key's last part."""
         if key not in self._memo:
-            began = time.perf_counter()
-            vectors = self.encoder.encode(self._batch(start, stop, key[-1]))
-            self._memo[key] = vectors, time.perf_counter() - began
-        vectors, seconds = self._memo[key]
-        arm.measured_s += seconds
-        arm.measured += int((stop - start).sum())
-        return vectors
+            self._memo[key] = self.encoder.encode(self._batch(start, stop, key[-1]))
+        return self._memo[key]
 
     def _extended(self, arm: _Arm, entities: Int64s, start: Int64s, stop: Int64s, end_us: int) -> Float32s:
-        """Vectors of the asked ones among the entities, by what the cache holds."""
+        """Vectors of asked entities after the behaviors ``start … stop - 1``, by what the cache holds."""
         assert arm.cache is not None  # noqa: S101 - the caller looked
         assert isinstance(self.encoder, SequenceEncoder)  # noqa: S101 - `_arm` refused others
-        place = self._place_of[entities]
-        asked, place = place >= 0, place[place >= 0]
-        began, covered = start[asked], arm.covered[entities[asked]]
-        last = np.where(arm.found[entities[asked]], covered - 1, covered)
-        cache = arm.cache
-        started = time.perf_counter()
-        at = place.tolist()
-        state = CachedState(
-            cache.space,
-            cache.numeric_path,
-            cache.keys[at],
-            cache.values[at],
-            cache.kept[place],
-            self._batch(last, covered, end_us),
-        )
-        vectors, after = self.encoder.extend_state(state, self._batch(np.maximum(began, covered), stop[asked], end_us))
-        cache.keys[at], cache.values[at], cache.kept[place] = after.keys, after.values, after.kept
-        arm.measured_s += time.perf_counter() - started
-        arm.measured += int((stop[asked] - last).sum())
+        cache, at, covered = arm.cache, self._place_of[entities], arm.covered[entities]
+        last = self._batch(np.where(arm.found[entities], covered - 1, covered), covered, end_us)
+        state = CachedState(cache.space, cache.numeric_path, cache.keys[at], cache.values[at], cache.kept[at], last)
+        vectors, after = self.encoder.extend_state(state, self._batch(np.maximum(start, covered), stop, end_us))
+        cache.keys[at], cache.values[at], cache.kept[at] = after.keys, after.values, after.kept
         return vectors
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────────────────

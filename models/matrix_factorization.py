@@ -15,6 +15,8 @@ from feast_embeddings.models.ranking import Ragged, Scorer
 from feast_embeddings.models.splits import items_of
 
 _CHUNK_TOKENS = 1 << 17
+_CHUNK_ROWS = 1 << 12
+"""Of the systems of dim × dim that are solved together: 64 MiB at 64 dimensions."""
 
 
 def matrix_factorization(
@@ -70,7 +72,7 @@ def _solved(held: Ragged, other: torch.Tensor, unobserved: float, regularization
     stop = len(order)
     while stop > 0:
         width = int(counts[order[stop - 1]])
-        rows = order[max(0, stop - max(1, _CHUNK_TOKENS // width)) : stop]
+        rows = order[max(0, stop - min(_CHUNK_ROWS, max(1, _CHUNK_TOKENS // width))) : stop]
         stop -= len(rows)
         column = torch.arange(width)
         count = torch.from_numpy(counts[rows])[:, None]
