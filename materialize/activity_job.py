@@ -37,8 +37,10 @@ def write_activity(
     key = view.entity_columns[0].name
     stamp = pa.repeat(pa.scalar(end_us, pa.timestamp("us", tz="UTC")), len(ids))
     features = [table[feature.name] for feature in view.features]
-    names = [key, *(feature.name for feature in view.features), source_of(view).timestamp_field]
-    rows = pa.Table.from_arrays([pa.array(ids), *features, stamp], names=names)
+    times = [source_of(view).timestamp_field, source_of(view).created_timestamp_column]
+    times = [name for name in times if name]  # Feast asks for every time that the source names
+    names = [key, *(feature.name for feature in view.features), *times]
+    rows = pa.Table.from_arrays([pa.array(ids), *features, *([stamp] * len(times))], names=names)
     key_types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
     with counter(rows.num_rows, view.name, "row") as shown:
         for start in range(0, rows.num_rows, _CHUNK_ROWS):

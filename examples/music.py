@@ -1,0 +1,65 @@
+"""A music service: taste is slow and moods are quick, so the vector of the week leans on the one before.
+
+A listener plays hundreds of tracks a week. Encoding only the new ones is the cheapest tick there is
+(``context="new"``), and the blend carries the past: with a half-life of a month, taste stays, moods pass.
+
+    python examples/music.py
+"""
+
+from datetime import timedelta
+
+from feast import Entity, FeatureService, ValueType
+
+from feast_embeddings.materialize import Incremental, embedding_view, history_view, item_embedding_view
+from feast_embeddings.transformations import (
+    BehaviorContract,
+    BehaviorType,
+    CleaningRules,
+    activity_view,
+    behavior_source,
+    behaviors_view,
+)
+
+listener = Entity(name="listener", join_keys=["listener_id"], value_type=ValueType.STRING)
+track = Entity(name="track", join_keys=["track_id"], value_type=ValueType.INT64)
+
+contract = BehaviorContract(
+    join_key="listener_id",
+    entity="account",
+    item="track",
+    entity_dtype="string",
+    behavior_type="event",
+    event_time="played_at",
+    value="seconds",
+    dedup_id="play_id",
+    types=(
+        BehaviorType("skip", weight=0.0),  # what was not wanted tells the encoder something, and is no target
+        BehaviorType("play", weight=0.5),
+        BehaviorType("save", weight=1.0, aliases=("add_to_playlist",)),
+    ),
+)
+log = behavior_source("play_log", path="data/behaviors/*.parquet", contract=contract)
+rules = CleaningRules(burst=(30, 60))  # thirty tracks in a minute are a script
+behaviors = behaviors_view("behaviors", entity=listener, source=log, contract=contract, rules=rules)
+activity = activity_view("activity", entity=listener, behaviors=behaviors, windows=("7d", "28d"))
+history = history_view("history", entity=listener, behaviors=behaviors)
+
+listener_embedding = embedding_view(
+    "listener_embedding",
+    entity=listener,
+    behaviors=behaviors,
+    history=history,
+    encoder="music",
+    dim=64,
+    policy=Incremental(every="7d", half_life="30d", context="new"),
+    ttl=timedelta(days=730),
+)
+track_embedding = item_embedding_view("track_embedding", entity=track, encoder="music", dim=64)
+
+radio = FeatureService(name="radio", features=[listener_embedding, activity])
+tracks = FeatureService(name="tracks", features=[track_embedding])
+
+if __name__ == "__main__":
+    from feast_embeddings.materialize.demo.example import run_example
+
+    run_example(__file__)

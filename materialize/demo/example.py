@@ -1,0 +1,127 @@
+"""Runs a file of declarations on generated behaviors that fit its contract: what stands behind ``examples/``."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import sys
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from feast import FeatureStore
+from rich.console import Console
+from rich.table import Table
+
+from feast_embeddings.materialize.clock import now_us
+from feast_embeddings.materialize.demo.replay import feast_apply
+from feast_embeddings.materialize.demo.shop import EVENTS, write_shop
+from feast_embeddings.materialize.explain_job import explain_entity
+from feast_embeddings.materialize.scaffold import write_repo
+from feast_embeddings.materialize.train_job import train_declared
+from feast_embeddings.models import SequenceConfig, TrainingConfig
+from feast_embeddings.models.batch import Ids
+from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.transformations import BehaviorContract
+
+_DAY = timedelta(days=1)
+
+
+def run_example(source: str | Path, folder: Path | None = None, epochs: int = 5) -> None:
+    """Write a feature repo around a file of declarations, apply, train, materialize, and explain one user's vector.
+
+    Args:
+        source: The file.
+        folder: Where to work, made anew; default ``.demo/<name of the file>``.
+        epochs: Of training.
+
+    Raises:
+        DeclarationError: The file declares no contract.
+    """
+    source = Path(source).resolve()
+    folder = folder or Path(".demo") / source.stem
+    shutil.rmtree(folder, ignore_errors=True)
+    write_example(source, folder)
+    feast_apply([folder])
+    os.chdir(folder)
+    sys.path.insert(0, ".")
+    store = FeatureStore(".")
+    made = train_declared(store, TrainingConfig(encoder=SequenceConfig(context=30), max_epochs=epochs))
+    end = datetime.now(UTC)
+    store.materialize(end - 60 * _DAY, end - _DAY)
+    store.materialize_incremental(end)
+    _show(store, made.spec.view)
+
+
+def write_example(
+    source: Path, folder: Path, *, users: int = 200, items: int = 60, days: int = 30, end_us: int | None = None
+) -> Path:
+    """A feature repo in ``folder`` with the declarations of ``source`` and behaviors as its contract wants them.
+
+    Args:
+        source: A file of declarations that names its contract ``contract``.
+        folder: A new or empty folder.
+        users: Who behaves, 1 to ``users``.
+        items: What there is, from 1001 on.
+        days: Length of the generated past.
+        end_us: When it ends, microseconds; default: now.
+
+    Raises:
+        DeclarationError: The file declares no contract, or the folder holds something.
+    """
+    contract = runpy.run_path(str(source)).get("contract")
+    if not isinstance(contract, BehaviorContract):
+        raise DeclarationError(f"{source} declares no BehaviorContract named contract: give it one.")
+    write = partial(_write, contract=contract, users=users, items=items, days=days, end_us=end_us or now_us())
+    write_repo(folder, data=write)
+    shutil.copyfile(source, folder / "definitions.py")
+    return folder
+
+
+def ids_of(numbers: Any, dtype: str, word: str) -> Ids:
+    """Ids of a contract's type for whole numbers: themselves, or ``<word>-<number>``."""
+    if dtype == "int64":
+        return np.asarray(numbers, np.int64)
+    return np.array([f"{word}-{number}" for number in numbers], object)
+
+
+def _write(path: Path, *, contract: BehaviorContract, users: int, items: int, days: int, end_us: int) -> None:
+    """The generated shop in the columns, id types and behavior types of another contract."""
+    write_shop(path, users=users, items=items, days=days, end_us=end_us)
+    shop = pq.read_table(path)
+    shop = shop.filter(pc.and_(pc.is_valid(shop["product_id"]), pc.is_in(shop["event"], pa.array(EVENTS))))
+    kinds = [kind.name for kind in contract.types if kind.cancels is None]
+    place = np.array([EVENTS.index(event) for event in shop["event"].to_pylist()])
+    names = np.array(kinds, object)[place * (len(kinds) - 1) // (len(EVENTS) - 1)]
+    value = np.random.default_rng(0).lognormal(3.0, 0.7, shop.num_rows).round(1)
+    columns: dict[str | None, Any] = {
+        contract.entity: ids_of(shop["customer_id"].to_pylist(), contract.entity_dtype, "user"),
+        contract.item: ids_of(shop["product_id"].to_pylist(), contract.item_dtype, "item"),
+        contract.behavior_type: names,
+        contract.event_time: shop["occurred_at"],
+        contract.value: value,
+        contract.created_time: shop["occurred_at"],
+        contract.dedup_id: shop["event_id"],
+    }
+    pq.write_table(pa.table({name: column for name, column in columns.items() if name is not None}), path)
+
+
+def _show(store: FeatureStore, view: str) -> None:
+    spec = next(each for each in store.list_stream_feature_views() if each.name == view)
+    entity = next(each for each in store.list_entities() if each.join_key in spec.join_keys)
+    someone: Any = "user-1" if "STRING" in str(entity.value_type) else 1
+    found = explain_entity(store, entity.name, someone, k=5)
+    table = Table("behaviors that count most", "attribution", title=f"{view} of {someone}", title_justify="left")
+    for row in found.explanation.top(0, 5).tolist():
+        kind = found.contract.type_names[int(found.explanation.histories.behavior_types[row])]
+        item = found.explanation.histories.items[row]
+        table.add_row(f"{kind} {item}", f"{found.explanation.attributions[row]:+.3f}")
+    Console().print(table)
+    if found.neighbors is not None:
+        Console().print(f"nearest items: {', '.join(str(item) for item in found.neighbors.ids[0])}")
