@@ -9,7 +9,7 @@ TORCH   = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types wheel bench-online-retail bench-quality bench-online faults concurrency fuzz bench-text bench-explain bench-compression clean
+.PHONY: help setup demo test lint types wheel bench-online-retail bench-quality bench-online faults concurrency fuzz bench-text bench-explain bench-compression bench-session bench-freshness clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -76,6 +76,14 @@ bench-explain: setup  ## measure whether attributions find what matters: make be
 bench-compression: setup  ## measure what smaller weights and vectors cost: make bench-compression DATA=path/to/ml-1m
 	@test -n '$(DATA)' || { echo 'bench-compression: say where the data is, DATA=path/to/ml-1m' >&2; exit 1; }
 	@$(BIN)/python benchmarks/compression.py --data '$(DATA)' $(if $(ENCODER),--encoder '$(ENCODER)')
+
+bench-session: setup  ## measure the session embedding: one user, 100 users, feast serve under eight clients
+	@$(BIN)/python benchmarks/session.py
+
+bench-freshness: setup  ## measure whether freshness pays: make bench-freshness DATA=clicks.parquet ENCODER=artifact
+	@test -n '$(DATA)' -a -n '$(ENCODER)' || { \
+	    echo 'bench-freshness: say where clicks and encoder are, DATA=… ENCODER=… (benchmarks/globo.py)' >&2; exit 1; }
+	@$(BIN)/python benchmarks/freshness_globo.py --data '$(DATA)' --encoder '$(ENCODER)'
 
 clean:  ## remove what tests, builds and the demo left behind (.venv stays)
 	@rm -rf build dist *.egg-info .demo .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
