@@ -1,58 +1,73 @@
-"""Memory of a job that writes a fill: a process of its own, and the largest it became, its imports included.
+"""Memory of the job itself: `feast materialize` of a new fill, in a process of its own, its imports included.
 
-    python benchmarks/online_memory.py FOLDER PORT ROWS DIM chunks|whole
+    python benchmarks/online_memory.py FOLDER END_US
 
-``chunks`` writes as many rows in pieces that are made one after the other; ``whole`` does what a full refresh does
-after encoding: all vectors in one array, staged, mapped from the staged file, written at once.
+The process reads the behaviors, encodes every entity, stages, writes vectors and histories to Redis, cuts over and
+writes the log, by Feast's own command through the engine. The encoder is a tiny one: it is not what is measured.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import redis
-from online_sides import BATCH_ROWS, FILL, JOIN_KEY, TICK, Ours, Server
+import pyarrow as pa
+from online_sides import Server
 
-from feast_embeddings.materialize.embedding_log import EmbeddingLog
-from feast_embeddings.models import SequenceEncoder  # torch, as a refresh has it
+TESTS = Path(__file__).parents[1] / "tests" / "materialize"
+_PART = 250_000
 
 
 def measure_memory(folder: Path, server: Server, rows: int, dim: int) -> dict[str, float]:
-    """Peak resident bytes of each way of writing ``rows`` rows."""
-    found = {}
-    for way in ("chunks", "whole"):
-        server.flush()
-        command = [sys.executable, __file__, str(folder / way), str(server.port), str(rows), str(dim), way]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found[f"{rows:,} × {dim}, {way}"] = float(done.stdout.split()[-1])
-    return found
+    """Peak resident bytes of a refresh of ``rows`` entities with one or two behaviors each, and its rows."""
+    sys.path.insert(0, str(TESTS))
+    from repo_fixture import SmallRepo, day, tiny_encoder
+
+    repo_folder = folder / "memory"
+    repo_folder.mkdir()
+    here = Path.cwd()
+    os.chdir(repo_folder)
+    try:
+        repo = SmallRepo(repo_folder, f"127.0.0.1:{server.port}", "memory", dim=dim, contract='created_time="created"')
+        repo.write()
+        for number, table in enumerate(_behaviors(rows)):
+            repo.deliver(table, f"part-{number:04d}")
+        repo.encode_with(tiny_encoder(1, dim=dim, context=4))
+    finally:
+        os.chdir(here)
+    command = [sys.executable, __file__, str(repo_folder), str(day(2))]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    written, peak = (float(part) for part in done.stdout.split()[-2:])
+    if written != rows:
+        raise SystemExit(f"{written:,.0f} rows are live, of {rows:,}")
+    return {f"{rows:,} × {dim}, the whole job": peak}
 
 
-def vectors_of(seed: int, rows: int, dim: int) -> np.ndarray:
-    """What an encoder would return."""
-    return np.random.default_rng(seed).standard_normal((rows, dim), dtype=np.float32)
+def _behaviors(rows: int) -> Iterator[pa.Table]:
+    """One or two behaviors of every entity, in the order of time: files as a log has them."""
+    from repo_fixture import DAY, ITEMS, SCHEMA, T0, TYPES
 
-
-def write_in_chunks(side: Ours, rows: int, dim: int) -> None:
-    """One piece at a time."""
-    for start in range(0, rows, BATCH_ROWS):
-        ids = np.arange(start, min(start + BATCH_ROWS, rows))
-        side.write_rows(ids, vectors_of(start, len(ids), dim))
-
-
-def write_whole(side: Ours, log: EmbeddingLog, rows: int, dim: int) -> None:
-    """As ``materialize/ticks.py``: a list of encoded pieces, joined, staged, mapped and written."""
-    starts = range(0, rows, BATCH_ROWS)
-    vectors = np.concatenate([vectors_of(start, min(BATCH_ROWS, rows - start), dim) for start in starts])
-    log.stage(FILL, TICK, np.arange(rows), vectors)
-    del vectors
-    staged = log.staged(FILL, TICK)
-    assert staged is not None
-    side.write_rows(*staged)
+    rng = np.random.default_rng(0)
+    users = np.concatenate([rng.permutation(rows), rng.integers(0, rows, rows // 2)])
+    for start in range(0, len(users), _PART):
+        part = users[start : start + _PART]
+        at = np.sort(rng.integers(0, DAY, len(part))) + T0
+        columns = {
+            "user": part,
+            "item": rng.choice(ITEMS, len(part)),
+            "event": np.array(TYPES)[rng.integers(0, 2, len(part))],
+            "at": at,
+            "price": rng.uniform(0, 20, len(part)),
+            "id": pa.array(np.arange(start, start + len(part))).cast(pa.string()),
+            "created": at,
+        }
+        yield pa.table({name: pa.array(columns[name]) for name in SCHEMA.names}).cast(SCHEMA)
 
 
 def peak_bytes() -> int:
@@ -65,17 +80,18 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    """Writes, and prints the peak in bytes."""
-    folder, port, rows, dim, way = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-    assert SequenceEncoder
-    server = Server("", port, redis.Redis(port=port))
-    side = Ours(folder, server, folder / "log.parquet")
-    if way == "chunks":
-        write_in_chunks(side, rows, dim)
-    else:
-        write_whole(side, EmbeddingLog(folder / "log", JOIN_KEY, string_ids=False), rows, dim)
-    assert server.client.dbsize() >= rows
-    print(peak_bytes())
+    """Run the job, and print the rows that are live and the peak in bytes."""
+    os.chdir(sys.argv[1])
+    from feast import FeatureStore
+
+    from feast_embeddings.materialize.workspace import Workspace
+
+    store = FeatureStore(".")
+    end = datetime.fromtimestamp(int(sys.argv[2]) / 1_000_000, UTC)
+    store.materialize(datetime(2020, 1, 1, tzinfo=UTC), end, ["user_embedding", "item_embedding"])
+    peak = peak_bytes()
+    (live,) = Workspace.of(store.config).ledger.fills(view="user_embedding", states=("live",))
+    print(live.rows, peak)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Cutovers: the atomic switch of an encoder's live generation, all of its views at once, and rollbacks.
 
 A cutover is recorded in the ledger, done by one command in Redis, then committed with its time. A job that stops
-in between leaves a pending generation, which the next job of the encoder finishes.
+in between leaves a pending generation, which the next job of the encoder finishes. What it retires stays in Redis
+until the background comes to it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from feast_embeddings.materialize.steps import reached
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, cutover_resource, encoder_specs
 from feast_embeddings.models.errors import SpaceError
-from feast_embeddings.transformations.tags import EMBEDDING
 
 
 class Cutovers:
@@ -62,10 +62,9 @@ class Cutovers:
         return f"generation {generation.generation} of encoder {encoder!r} is live, in space {space}"
 
     def resume(self, encoder: str) -> None:
-        """Finish a cutover that a stopped job left pending, and remove what it retired."""
+        """Finish a cutover that a stopped job left pending."""
         with self._alone(encoder) as lease:
             self._finish_pending(encoder, lease)
-            self._sweep(encoder, lease)
 
     def rollback(self, encoder: str) -> Generation:
         """Make the retained generation live again; the one that was live is retained.
@@ -100,18 +99,6 @@ class Cutovers:
             if generation.cutover_us is None:
                 self._switch(generation, self._specs(encoder), lease)
 
-    def _sweep(self, encoder: str, lease: Lease) -> None:
-        """Remove the rows of retired fills from Redis."""
-        specs = self._specs(encoder)
-        for fill in self.ledger.fills(encoder=encoder, states=("retired",)):
-            lease.check()
-            if fill.view in specs:
-                key = specs[fill.view].join_key
-                online.remove_fill(
-                    self.store, self.config, view_name=fill.view, join_key=key, fill=fill.fill, features=[EMBEDDING]
-                )
-            self.ledger.update_fill(fill.fill, state="removed")
-
     def _switch(self, generation: Generation, specs: Mapping[str, EmbeddingSpec], lease: Lease) -> None:
         fills = {fill.fill: fill for fill in self.ledger.fills(encoder=generation.encoder)}
         states = _states(generation, fills)
@@ -134,7 +121,6 @@ class Cutovers:
             log.drop_staged(fills[name].tick, [name])
             log.drop_caught_up(name)
         reached("cutover-done")
-        self._sweep(generation.encoder, lease)
 
     def _log(self, spec: EmbeddingSpec, fill: Fill, cutover_us: int) -> None:
         """Log the rows of a new fill as they stand now, those of the ticks that it was caught up with among them."""

@@ -20,6 +20,7 @@ from feast.repo_config import FeastConfigBaseModel
 
 from feast_embeddings.materialize.activity_job import write_activity
 from feast_embeddings.materialize.clock import us_of
+from feast_embeddings.materialize.retirement import retire_in_background
 from feast_embeddings.materialize.runner import Outcome, Runner
 from feast_embeddings.materialize.stores import embedding_store
 from feast_embeddings.materialize.views import STATE, is_embedding, spec_of
@@ -119,6 +120,7 @@ class EmbeddingEngine(LocalComputeEngine):
             typer.echo(f"{spec.view}: a full refresh as of the end; the start is not used")
             outcome = runner.refresh(us_of(task.end_time))
         _report(spec.view, outcome)
+        retire_in_background(self.workspace, store, self.repo_config, registry)
 
 
 def _from_the_table(task: MaterializationTask) -> MaterializationTask:

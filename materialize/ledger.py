@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine, RowMapping
+from sqlalchemy.engine import Connection, Engine
 
 from feast_embeddings.materialize import ledger_schema as schema
 from feast_embeddings.materialize.clock import now_us
@@ -20,6 +20,7 @@ from feast_embeddings.materialize.ledger_records import Fill, Generation, Servin
 from feast_embeddings.materialize.ledger_schema import fills, generations, open_engine, spaces, tick_counts, ticks
 from feast_embeddings.models.errors import LedgerError, OvertakenError, SpaceError
 
+_APPLIED = ("written", "published")
 Guard = Callable[[Connection], None]
 """Runs first in a transaction; what it raises undoes that transaction."""
 
@@ -154,12 +155,12 @@ class Ledger:
     def last_tick(self, view: str, kind: str | None = None) -> Tick | None:
         """The last tick whose rows reached the online store, of any kind or of one."""
         only = [] if kind is None else [ticks.c.kind == kind]
-        found = self._ticks(ticks.c.view == view, ticks.c.state.in_(("written", "published")), *only)
+        found = self._ticks(ticks.c.view == view, ticks.c.state.in_(_APPLIED), *only)
         return found[-1] if found else None
 
     def applied_ticks(self, view: str) -> list[Tick]:
         """Ticks whose rows reached the online store, oldest first."""
-        return self._ticks(ticks.c.view == view, ticks.c.state.in_(("written", "published")))
+        return self._ticks(ticks.c.view == view, ticks.c.state.in_(_APPLIED))
 
     def published_ticks(self, view: str, *, end_after_us: int = 0, after: int = 0) -> list[Tick]:
         """Published ticks that end after a time, and have numbers after ``after``, oldest first."""
@@ -260,8 +261,8 @@ class Ledger:
         states: Sequence[str] | None = None,
     ) -> list[Fill]:
         """Fills, oldest first, filtered by what is given."""
-        wanted = [(fills.c.fill, name), (fills.c.view, view), (fills.c.encoder, encoder)]
-        query = sa.select(fills).where(*(column == value for column, value in wanted if value is not None))
+        wanted = {fills.c.fill: name, fills.c.view: view, fills.c.encoder: encoder}
+        query = sa.select(fills).where(*(column == value for column, value in wanted.items() if value is not None))
         if states is not None:
             query = query.where(fills.c.state.in_(states))
         with self.reading() as connection:
@@ -335,7 +336,7 @@ class Ledger:
     def _ticks(self, *where: Any) -> list[Tick]:
         with self.reading() as connection:
             query = sa.select(ticks).where(*where).order_by(ticks.c.tick)
-            return [_tick(row) for row in connection.execute(query).mappings()]
+            return [Tick.of(row) for row in connection.execute(query).mappings()]
 
     def _update_tick(self, connection: Connection, tick: Tick, **values: Any) -> None:
         connection.execute(sa.update(ticks).where(*_key(ticks, tick)).values(**values))
@@ -394,8 +395,3 @@ def _insert_tick(
 
 def _key(table: sa.Table, tick: Tick) -> tuple[Any, Any]:
     return table.c.view == tick.view, table.c.tick == tick.number
-
-
-def _tick(row: RowMapping) -> Tick:
-    kept = {key: row[key] for key in Tick.__dataclass_fields__ if key in row and key != "fills"}
-    return Tick(number=row["tick"], fills=tuple(json.loads(row["fills"])), **kept)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ class Tick:
     published_us: int | None
     rows: int
     encoded: int
+
+    @classmethod
+    def of(cls, row: Any) -> Tick:
+        """A tick, from its row in the ledger."""
+        kept = {key: row[key] for key in cls.__dataclass_fields__ if key in row and key != "fills"}
+        return cls(number=row["tick"], fills=tuple(json.loads(row["fills"])), **kept)
 
     def bridges(self, refresh: Tick) -> bool:
         """Whether this tick brought the members of a refresh that was still being made to the fills in use."""

@@ -94,6 +94,16 @@ leases = Table(
     Column("expires_us", BigInteger, nullable=False),
 )
 
+retirements = Table(
+    "feast_embeddings_retirements",
+    metadata,
+    Column("fill", String(64), primary_key=True),
+    Column("server", String(64), nullable=False),  # the cursor means nothing to another process of Redis
+    Column("cursor", String(32), nullable=False),
+    Column("seen", BigInteger, nullable=False),
+    Column("keys", BigInteger, nullable=False),  # of the whole server, about
+)
+
 erasures = Table(
     "feast_embeddings_erasures",
     metadata,

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.policy import describe
+from feast_embeddings.materialize.retirement import progress_of
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, embedding_specs
 
@@ -55,7 +56,10 @@ def _fills(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
             if fill.state != "removed":
                 age = f"{max(now_us() - fill.made_us, 0) / 3_600_000_000:.1f} h"
                 size = f"{fill.rows * 4 * spec.dim / 1e6:,.1f} MB"
-                table.add_row(fill.fill, fill.state, f"{fill.rows:,}", size, age)
+                state = fill.state
+                if state == "retired":
+                    state = f"retiring, {progress_of(workspace.ledger, fill.fill):.0%} removed"
+                table.add_row(fill.fill, state, f"{fill.rows:,}", size, age)
     return table
 
 

@@ -10,6 +10,7 @@ Listener = Callable[[str], None]
 TICK = ("recorded", "members", "staged", "window", "chunk", "written", "logged", "published")
 CATCH_UP = ("caught-up-staged", "chunk", "caught-up", "caught-up-all")
 CUTOVER = ("cutover-recorded", "cutover-switched", "cutover-logged", "cutover-done")
+RETIREMENT = ("retiring", "retired")
 
 _listeners: list[Listener] = []
 
