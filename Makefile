@@ -9,7 +9,7 @@ TORCH   = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types wheel bench-online-retail bench-quality bench-online faults concurrency fuzz bench-text bench-explain bench-compression bench-session bench-freshness clean
+.PHONY: help setup demo test lint types wheel bench-online-retail bench-autoencoder bench-generator bench-ranker bench-quality bench-online faults concurrency fuzz bench-text bench-explain bench-compression bench-session bench-freshness clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -84,6 +84,17 @@ bench-freshness: setup  ## measure whether freshness pays: make bench-freshness 
 	@test -n '$(DATA)' -a -n '$(ENCODER)' || { \
 	    echo 'bench-freshness: say where clicks and encoder are, DATA=… ENCODER=… (benchmarks/globo.py)' >&2; exit 1; }
 	@$(BIN)/python benchmarks/freshness_globo.py --data '$(DATA)' --encoder '$(ENCODER)'
+
+bench-autoencoder: setup  ## measure autoencoders beside EASE on MovieLens-1M: make bench-autoencoder DATA=path/to/ml-1m
+	@test -n '$(DATA)' || { echo 'bench-autoencoder: say where the data is, DATA=path/to/ml-1m' >&2; exit 1; }
+	@$(BIN)/python benchmarks/autoencoder.py --data '$(DATA)'
+
+bench-generator: setup  ## tell whether generated histories learn, copy or help: make bench-generator DATA=path/to/ml-1m
+	@test -n '$(DATA)' || { echo 'bench-generator: say where the data is, DATA=path/to/ml-1m' >&2; exit 1; }
+	@$(BIN)/python benchmarks/generator.py --data '$(DATA)'
+
+bench-ranker: setup  ## measure what each encoder's features are worth to two rankers, on real purchases (minutes)
+	@$(BIN)/python benchmarks/ranker.py
 
 clean:  ## remove what tests, builds and the demo left behind (.venv stays)
 	@rm -rf build dist *.egg-info .demo .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
