@@ -1,0 +1,135 @@
+"""A worker's health as an orchestrator asks for it: alive, ready, and what is wrong where it is not."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import socket
+import urllib.error
+import urllib.request
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from repo_fixture import MakeRepo
+from rich.console import Console
+from servers_fixture import BINARIES, running
+from ticks_fixture import started
+
+from feast_embeddings.materialize.stream.health import Health, health_of
+from feast_embeddings.materialize.stream.metrics import StreamMetrics
+from feast_embeddings.materialize.stream.metrics_watch import scrape, watch
+from feast_embeddings.models.errors import DeclarationError, OnlineStoreError
+
+
+def ask(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def problems(port: int, path: str) -> tuple[int, dict[str, Any]]:
+    status, body = ask(port, path)
+    return status, json.loads(body)["problems"]
+
+
+def test_a_worker_that_works_is_alive_and_ready(make_repo: MakeRepo) -> None:
+    repo, metrics = started(make_repo), StreamMetrics()
+    with health_of(repo.store, repo.spec(), metrics, max_lag_s=5).serving(port=0) as port:
+        assert problems(port, "/healthz") == (200, {})
+        assert problems(port, "/readyz") == (200, {})
+        _, text = ask(port, "/metrics")
+    generation = [f for f in text_string_to_metric_families(text) if f.name == "feast_embeddings_live_generation"]
+    assert [(sample.labels, sample.value) for sample in generation[0].samples] == [({"encoder": "main"}, 1.0)]
+
+
+def test_before_the_first_generation_it_is_alive_and_says_what_to_run(make_repo: MakeRepo) -> None:
+    repo = make_repo()
+    repo.apply()
+    with health_of(repo.store, repo.spec(), StreamMetrics(), max_lag_s=5).serving(port=0) as port:
+        assert problems(port, "/healthz") == (200, {})
+        status, found = problems(port, "/readyz")
+    assert (status, list(found)) == (503, ["encoder"])
+    assert "run `feast materialize`" in found["encoder"]
+
+
+def test_a_missing_encoder_a_long_lag_and_a_lost_ledger_are_each_told(make_repo: MakeRepo) -> None:
+    repo, metrics = started(make_repo), StreamMetrics()
+    health = health_of(repo.store, repo.spec(), metrics, max_lag_s=5)
+    shutil.rmtree(repo.folder / "data" / "embeddings" / "encoders")
+    metrics.lag("clicks", 100, 7.5)
+    found = health.ready()
+    assert set(found) == {"encoder", "lag"}
+    assert found["lag"] == "7.5 s behind, more than 5 s"
+
+
+def test_a_redis_that_is_gone_is_told(make_repo: MakeRepo, tmp_path: Any) -> None:
+    repo = started(make_repo)
+    with running(BINARIES["valkey"], tmp_path / "gone") as server:
+        text = (repo.folder / "feature_store.yaml").read_text().replace(repo.connection, server.url)
+        (repo.folder / "feature_store.yaml").write_text(text)
+        repo._store = None
+        health = health_of(repo.store, repo.spec(), StreamMetrics(), max_lag_s=5)
+        assert "redis" not in health.ready()
+    assert "redis" in health.ready()
+
+
+def test_a_loop_that_stands_still_is_unhealthy() -> None:
+    metrics = StreamMetrics()
+    with Health(metrics, {}, silent_s=-1).serving(port=0) as port:
+        assert problems(port, "/healthz")[0] == 503
+        assert "restart the worker" in problems(port, "/readyz")[1]["loop"]
+    metrics.beat()
+    assert Health(metrics, {}, silent_s=60).alive() == {}
+
+
+def test_a_check_that_fails_is_an_answer_and_no_crash() -> None:
+    def unreachable() -> str | None:
+        raise OnlineStoreError("Redis is not there.")
+
+    with Health(StreamMetrics(), {"redis": unreachable}, refresh=unreachable).serving(port=0) as port:
+        assert problems(port, "/readyz") == (503, {"redis": "Redis is not there."})
+        assert ask(port, "/metrics")[0] == 200
+        assert ask(port, "/elsewhere")[0] == 404
+
+
+def test_it_listens_on_loopback_alone_and_a_taken_port_is_told() -> None:
+    health = Health(StreamMetrics(), {})
+    with health.serving(port=0) as port:
+        with pytest.raises(DeclarationError, match="choose another --metrics-port"), health.serving(port=port):
+            pass
+        addresses = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)}
+        for address in addresses - {"127.0.0.1", "127.0.1.1"}:
+            with pytest.raises(OSError, match=r"refused|timed out|unreachable"):
+                socket.create_connection((address, port), timeout=2)
+
+
+def test_watching_shows_what_the_workers_say() -> None:
+    one, other = StreamMetrics(), StreamMetrics()
+    for metrics in (one, other):
+        metrics.published("user_embedding", 12)
+        metrics.counted("user_embedding", {"read": 60, "applied": 50, "quarantined: no item": 10})
+        metrics.stage("user_embedding", "total", np.full(50, 0.010))
+        metrics.lag("behaviors", 3, 0.25)
+        metrics.generation("main", 7)
+    screen = io.StringIO()
+    with Health(one, {}).serving(port=0) as first, Health(other, {}).serving(port=0) as second:
+        urls = [f"http://127.0.0.1:{port}/metrics" for port in (first, second)]
+        watch([*urls, "http://127.0.0.1:1/metrics"], every_s=0, times=2, console=Console(file=screen, width=160))
+        both = scrape(urls)
+    text = screen.getvalue()
+    assert both.values("stream_behaviors_total", "outcome", view="user_embedding")["applied"] == 100
+    assert both.values("stream_last_tick", "view") == {"user_embedding": 12}
+    assert both.values("stream_lag_behaviors", "source") == {"behaviors": 6}
+    for piece in ("user_embedding", "100", "main: 7", "250.0 ms", "http://127.0.0.1:1/metrics does not answer"):
+        assert piece in text
+
+
+def test_an_address_that_is_none_is_told() -> None:
+    with pytest.raises(DeclarationError, match="is no address of a worker's metrics"):
+        scrape(["localhost:9464"])
