@@ -3,10 +3,10 @@
     python benchmarks/compression.py --data ml1m_sequences.tsv.gz --encoder DIR --matryoshka DIR
 
 One trained encoder, the protocol of ``quality_ml1m.py``; every row changes one thing about it, and NDCG@10 is compared
-user by user with the unchanged encoder (95 % intervals from resampling users). Prefixes are of a second encoder,
-trained with ``matryoshka=(16, 32)``, and are compared with its own whole vectors; prefixes of the first one show what
-that training is for. Stored vectors are rounded as a store would: float16, or int8 with one scale per vector.
-Without artifacts in the two folders, encoders are trained there for ``--minutes`` each.
+user by user with the unchanged encoder (95 % intervals from resampling users). Vectors in fewer bits are rounded by the
+online store's own code. Prefixes are of a second encoder, trained with ``matryoshka=(16, 32)`` (what `PrefixEncoder`
+serves), and are compared with its own whole vectors; prefixes of the first one show what that training is for. Without
+artifacts in the two folders, encoders are trained there for ``--minutes`` each.
 
 Times are of single requests (one history of 50 movies) and of a batch of 256; medians of several runs, all in one
 process.
@@ -20,7 +20,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,11 @@ from quality_ml1m import CONFIG, leave_last_out, machine, read_sequences
 from rich.console import Console
 from rich.table import Table
 
+from feast_embeddings.materialize.vector_storage import Storage, as_stored, packed
 from feast_embeddings.models import (
     Encoder,
     HistoryBatch,
     OnnxEncoder,
-    PrefixEncoder,
     SequenceEncoder,
     StorableEncoder,
     compressed,
@@ -50,29 +49,27 @@ from feast_embeddings.models.tokens import latest
 
 RESULTS = Path(__file__).parent / "results" / "compression.json"
 PREFIXES = (16, 32)
-Rounding = Callable[[Float32s], Float32s]
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One row: an encoder, what becomes of its vectors in the store, and what it is compared with."""
+    """One row: an encoder, how and how much of its vectors is stored, and what it is compared with."""
 
     encoder: Encoder
-    rounding: Rounding | None = None
-    bytes_per_number: float = 4
+    storage: Storage = "float32"
+    size: int | None = None
     against: str = "float32"
     artifact: Path | None = None
 
+    def kept(self, vectors: Float32s) -> Float32s:
+        """What a store returns of the encoder's vectors."""
+        return as_stored(np.ascontiguousarray(vectors[:, : self.size]), self.storage)
 
-def float16(vectors: Float32s) -> Float32s:
-    """As a store of float16 returns them."""
-    return vectors.astype(np.float16).astype(np.float32)
-
-
-def int8(vectors: Float32s) -> Float32s:
-    """As a store of int8 with a float32 scale per vector returns them."""
-    scale = np.maximum(np.abs(vectors).max(axis=1, keepdims=True), 1e-30) / 127
-    return (np.round(vectors / scale) * scale).astype(np.float32)
+    @property
+    def vector_bytes(self) -> int:
+        """Of one vector as it is stored."""
+        dim = self.size or self.encoder.dim
+        return 4 * dim if self.storage == "float32" else packed(np.zeros((1, dim), np.float32), self.storage).shape[1]
 
 
 def trained(folder: Path, task: RankingTask, options: argparse.Namespace, sizes: tuple[int, ...]) -> StorableEncoder:
@@ -95,13 +92,13 @@ def contestants(options: argparse.Namespace, task: RankingTask, scratch: Path) -
         rows[f"weights in {weights}"] = Contestant(small, artifact=_saved(small, scratch / weights))
     rows["ONNX Runtime"] = Contestant(OnnxEncoder.of(plain, scratch / "onnx"))
     rows["ONNX Runtime, int8"] = Contestant(OnnxEncoder.of(plain, scratch / "onnx", "int8"))
-    rows["vectors stored in float16"] = Contestant(plain, float16, 2)
-    rows["vectors stored in int8"] = Contestant(plain, int8, 1)
-    rows["plain, first 32"] = Contestant(PrefixEncoder(plain, 32))
-    rows["plain, first 16"] = Contestant(PrefixEncoder(plain, 16))
+    rows["vectors stored in float16"] = Contestant(plain, "float16")
+    rows["vectors stored in int8"] = Contestant(plain, "int8")
+    rows["plain, first 32"] = Contestant(plain, size=32)
+    rows["plain, first 16"] = Contestant(plain, size=16)
     rows["Matryoshka, all 64"] = Contestant(nested, against="Matryoshka, all 64")
     for size in reversed(PREFIXES):
-        rows[f"Matryoshka, first {size}"] = Contestant(PrefixEncoder(nested, size), against="Matryoshka, all 64")
+        rows[f"Matryoshka, first {size}"] = Contestant(nested, size=size, against="Matryoshka, all 64")
     return rows
 
 
@@ -110,13 +107,13 @@ def _saved(encoder: StorableEncoder, folder: Path) -> Path:
     return folder
 
 
-def quality(task: RankingTask, row: Contestant) -> dict[str, np.ndarray]:
-    """``hr@10`` and ``ndcg@10`` of each question."""
-    users = row.encoder.encode(task.histories)
+def quality(task: RankingTask, row: Contestant, encoded: dict[int, Float32s]) -> dict[str, np.ndarray]:
+    """``hr@10`` and ``ndcg@10`` of each question; ``encoded`` keeps what an encoder made before."""
+    if id(row.encoder) not in encoded:
+        encoded[id(row.encoder)] = row.encoder.encode(task.histories)
     items, known = row.encoder.encode_items(task.catalogue.ids)
-    if row.rounding is not None:
-        users, items = row.rounding(users), row.rounding(items)
-    ranks = target_ranks(inner_products(users, items, known), len(task.catalogue), task.targets, task.filtered)
+    scorer = inner_products(row.kept(encoded[id(row.encoder)]), row.kept(items), known)
+    ranks = target_ranks(scorer, len(task.catalogue), task.targets, task.filtered)
     return measures(ranks, task.targets, (10,))
 
 
@@ -154,7 +151,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     batch = latest(task.histories.take(long.astype(np.int64)), options.length)
     with tempfile.TemporaryDirectory() as folder:
         rows = contestants(options, task, Path(folder))
-        found = {name: quality(task, row) for name, row in rows.items()}
+        encoded: dict[int, Float32s] = {}
+        found = {name: quality(task, row, encoded) for name, row in rows.items()}
         results = {name: _row(name, row, found, task) for name, row in rows.items()}
     timed = {name: rows[name].encoder for name in rows if not name.startswith(("vectors", "plain", "Matryoshka"))}
     timed["eager, as a request (encode_now)"] = _Now(timed["float32"])  # type: ignore[assignment,arg-type]
@@ -182,7 +180,7 @@ def _row(name: str, row: Contestant, found: dict[str, dict[str, np.ndarray]], ta
         "change_percent": [100 * each / base for each in (change.value, change.low, change.high)],
         "against": row.against,
         "artifact_bytes": size,
-        "vector_bytes": row.encoder.dim * row.bytes_per_number + (4 if row.bytes_per_number == 1 else 0),
+        "vector_bytes": row.vector_bytes,
     }
 
 
