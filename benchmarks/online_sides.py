@@ -26,6 +26,7 @@ from feast_embeddings.materialize import online_writes
 from feast_embeddings.materialize.embedding_log import EmbeddingLog, LogStamp, ids_of, matrix_of
 from feast_embeddings.materialize.manifest import FillRef, Manifest
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
+from feast_embeddings.materialize.vector_storage import Storage, as_stored
 
 VIEW, JOIN_KEY, FEATURE, FEATURE_REF = "user_embedding", "user_id", "embedding", "user_embedding:embedding"
 FILL, SPACE, TICK = "3f9a51c2", "space", 1
@@ -160,6 +161,8 @@ class Stock(Side):
 class Ours(Side):
     """This package's online store."""
 
+    storage: Storage = "float32"
+
     def __init__(self, folder: Path, server: Server, log: Path) -> None:
         online = {"type": STORE, "connection_string": f"redis://127.0.0.1:{server.port}/0"}
         tags = {"feast_embeddings.kind": "embedding", "feast_embeddings.encoder": "main"}
@@ -188,5 +191,6 @@ class Ours(Side):
             tick_end_us=END_US,
             event_time_us=END_US - 1,
             ids=ids,
-            vectors=vectors,
+            vectors=as_stored(vectors, self.storage),
+            storage=self.storage,
         )

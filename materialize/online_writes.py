@@ -21,6 +21,7 @@ from feast_embeddings.materialize.guarded_writes import Chunk, GuardedWrites, On
 from feast_embeddings.materialize.manifest import Manifest
 from feast_embeddings.materialize.packed import queue_hmgets, reads
 from feast_embeddings.materialize.scripts import call
+from feast_embeddings.materialize.vector_storage import Storage, holds
 from feast_embeddings.models.batch import Float32s, HistoryBatch, Ids, Int64s
 from feast_embeddings.models.errors import OnlineStoreError
 from feast_embeddings.transformations import tags
@@ -65,6 +66,7 @@ def write_fill(
     vectors: Float32s,
     chunk_rows: int = CHUNK_ROWS,
     on_chunk: OnChunk | None = None,
+    storage: Storage = "float32",
 ) -> int:
     """Writes a tick's vectors (float32 [n, dim]) of entities ``ids`` [n] into a fill.
 
@@ -82,6 +84,7 @@ def write_fill(
         vectors: One row per entity.
         chunk_rows: Rows per call; each call is atomic, the whole is not.
         on_chunk: Called after each call is sent, with the rows sent so far; what it raises stops the write.
+        storage: How to keep the vectors, as they were rounded before; those that are not so are kept as float32.
 
     Returns:
         The number of rows written; those that a tick of the same or a larger number wrote before are left as they are.
@@ -93,7 +96,7 @@ def write_fill(
     name = keys.qualified(view_name, fill)
     writer = GuardedWrites(store, config, name, [feature], tick, tick_end_us, event_time_us)
     chunks = (
-        Chunk(keys.entity_key_rows(config.project, join_key, ids[rows]), [wire.vector_rows(vectors[rows])])
+        Chunk(keys.entity_key_rows(config.project, join_key, ids[rows]), [_values(vectors[rows], storage)])
         for rows in _slices(len(ids), chunk_rows)
     )
     written = writer.write(chunks, on_chunk)
@@ -236,6 +239,11 @@ def remove_fill(
     with store.redis(config) as client:
         delete_fill(client, config.project, join_key, name, features)
         forget_changes(client, config.project, name)
+
+
+def _values(vectors: Float32s, storage: Storage) -> npt.NDArray[np.uint8]:
+    """Reads return the very vectors: those that a log holds from before its view's storage changed keep their bits."""
+    return wire.vector_rows(vectors, storage if holds(vectors, storage) else "float32")
 
 
 def _read_columns(

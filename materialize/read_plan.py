@@ -19,7 +19,7 @@ from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesRespo
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
-from feast_embeddings.materialize import clock, keys, stamps
+from feast_embeddings.materialize import clock, keys, stamps, wire
 from feast_embeddings.materialize.framed import FramedRows
 from feast_embeddings.materialize.manifest import Manifest
 from feast_embeddings.materialize.packed import Strings, queue_hmgets
@@ -161,13 +161,16 @@ class ViewRead:
             if reply[-1] is None:
                 rows.append((None, None))
             else:
-                values = None if position in expired else _values(self.features, reply)
+                values = None if position in expired else _values(self.table.name, self.features, reply)
                 rows.append((_EPOCH + timedelta(microseconds=us), values))
         return rows
 
 
-def _values(features: Sequence[str], reply: Sequence[bytes | None]) -> dict[str, ValueProto]:
-    return {feature: ValueProto.FromString(value or b"") for feature, value in zip(features, reply[:-1], strict=True)}
+def _values(view: str, features: Sequence[str], reply: Sequence[bytes | None]) -> dict[str, ValueProto]:
+    stored = {feature: value or b"" for feature, value in zip(features, reply[:-1], strict=True)}
+    if tags.EMBEDDING in stored:
+        stored[tags.EMBEDDING] = wire.as_float_list(stored[tags.EMBEDDING], view)
+    return {feature: ValueProto.FromString(value) for feature, value in stored.items()}
 
 
 class Read:

@@ -159,6 +159,7 @@ class _Restore:
                 ids=rows.ids,
                 vectors=rows.vectors,
                 on_chunk=self._on_chunk,
+                storage=spec.storage,
             )
             if written < len(rows.ids):
                 self._check_known(spec, rows)

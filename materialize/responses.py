@@ -20,6 +20,7 @@ from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnline
 from feast_embeddings.materialize import keys, stamps, wire
 from feast_embeddings.materialize.packed import Strings
 from feast_embeddings.models.batch import Ids
+from feast_embeddings.transformations.tags import EMBEDDING
 
 _KEY_VERSION: Final = 3  # of Feast's serialization, the one that keys.py writes
 _FIELDS: Final = GetOnlineFeaturesResponse.FeatureVector.DESCRIPTOR.fields_by_name
@@ -136,7 +137,10 @@ def add_columns(
     spread_statuses = bytes(map(statuses.__getitem__, row_of))
     shown = [status == FieldStatus.PRESENT for status in statuses]
     for number in range(len(features)):
+        values: Sequence[bytes | None]
         values = [reply[number] if show else None for reply, show in zip(replies, shown, strict=True)]
+        if features[number] == EMBEDDING:
+            values = wire.as_float_lists(values, table.name)
         column = _spread(_VALUES, values, row_of) + _STATUSES + wire.varint(len(row_of)) + spread_statuses + times
         response.results[start + number].MergeFromString(column)
     found = spread_statuses.count(FieldStatus.PRESENT) * len(features)

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
+from feast_embeddings.materialize.vector_storage import Storage, as_stored
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.batch import Float32s, Ids, Int64s
 
@@ -30,10 +31,11 @@ _WAITING: Final = 2  # parts on their way to the disk
 class StagedFiles:
     """The staged files of one embedding view, in a folder of their own."""
 
-    def __init__(self, folder: Path, join_key: str, *, string_ids: bool) -> None:
+    def __init__(self, folder: Path, join_key: str, *, string_ids: bool, storage: Storage = "float32") -> None:
         self.folder = folder
         self.join_key = join_key
         self._id_type = pa.string() if string_ids else pa.int64()
+        self._storage = storage
 
     def stage(self, fill: str, tick: int, ids: Ids, vectors: Float32s) -> None:
         """Stage the vectors of a fill and tick: ids [n], float32 [n, dim]. A file that is there already wins."""
@@ -111,7 +113,7 @@ class StagedFiles:
     # ── private ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _vector_table(self, ids: Ids, vectors: Float32s) -> pa.Table:
-        return pa.table({"id": pa.array(ids, self._id_type), "embedding": lists(vectors)})
+        return pa.table({"id": pa.array(ids, self._id_type), "embedding": lists(as_stored(vectors, self._storage))})
 
     def _history_table(self, ids: Ids, batch: HistoryBatch) -> pa.Table:
         ragged = {

@@ -131,6 +131,7 @@ class ViewWork:
             ids=ids,
             vectors=vectors,
             on_chunk=self._on_chunk,
+            storage=self.spec.storage,
         )
 
     def write_histories(self, tick: Tick, ids: Ids, batch: HistoryBatch) -> None:

@@ -7,6 +7,7 @@ fields: ``ValueProto.<kind>_list_val`` holds a message whose field 1 is packed (
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -18,49 +19,54 @@ from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from google.protobuf.message import DecodeError
 
 from feast_embeddings.materialize.packed import rows_as_bytes
+from feast_embeddings.materialize.vector_storage import Storage, packed, unpacked
 from feast_embeddings.models.batch import Float32s, Int32s, Int64s
 from feast_embeddings.models.errors import OnlineStoreError, SpaceError
 
 Bytes = npt.NDArray[np.uint8]
 _PACKED = b"\x0a"  # field 1, length-delimited
+_BYTES = bytes([ValueProto.DESCRIPTOR.fields_by_name["bytes_val"].number << 3 | 2])
 
 
-def encode_vectors(matrix: Float32s) -> list[bytes]:
-    """float32 [n, d] → n serialized ``ValueProto(float_list_val=…)``."""
-    return rows_as_bytes(vector_rows(matrix))
+def encode_vectors(matrix: Float32s, storage: Storage = "float32") -> list[bytes]:
+    """float32 [n, d] → n serialized ``ValueProto``: a float list, or bytes where ``storage`` keeps fewer bits."""
+    return rows_as_bytes(vector_rows(matrix, storage))
 
 
-def vector_rows(matrix: Float32s) -> Bytes:
+def vector_rows(matrix: Float32s, storage: Storage = "float32") -> Bytes:
     """As :func:`encode_vectors`, as the rows of a matrix: uint8 [n, length of one]."""
     n, d = matrix.shape
-    header = np.frombuffer(_header("float_list_val", 4 * d), np.uint8)
-    floats = np.ascontiguousarray(matrix, dtype="<f4").view(np.uint8).reshape(n, 4 * d)
-    return np.concatenate([np.broadcast_to(header, (n, len(header))), floats], axis=1)
+    if storage == "float32":
+        header = _header("float_list_val", 4 * d)
+        body = np.ascontiguousarray(matrix, dtype="<f4").view(np.uint8).reshape(n, 4 * d)
+    else:
+        body = packed(matrix, storage)
+        header = _BYTES + varint(body.shape[1])
+    return np.concatenate([np.broadcast_to(np.frombuffer(header, np.uint8), (n, len(header))), body], axis=1)
 
 
 def decode_vectors(values: Sequence[bytes | None], dim: int, view: str) -> tuple[Float32s, npt.NDArray[np.bool_]]:
-    """Serialized float lists → float32 [n, dim] and found bool [n]; rows without a value are zero.
+    """Serialized vectors, of any storage → float32 [n, dim] and found bool [n]; rows without a value are zero.
 
     Args:
         values: As Redis returned them; None or empty where there is no value.
-        dim: Expected length of every list.
+        dim: Expected length of every vector.
         view: Name for the error message.
 
     Raises:
-        SpaceError: A list has another length.
-        OnlineStoreError: A value is no float list.
+        SpaceError: A vector has another length.
+        OnlineStoreError: A value is no vector.
     """
     found = np.fromiter(map(bool, values), np.bool_, len(values))
     present = [value for value in values if value]
-    header = np.frombuffer(_header("float_list_val", 4 * dim), np.uint8)
-    width = len(header) + 4 * dim
-    raw = np.zeros((0, width), np.uint8)
-    if set(map(len, present)) <= {width}:
-        raw = np.frombuffer(b"".join(present), np.uint8).reshape(len(present), width)
-    if len(raw) < len(present) or not bool((raw[:, : len(header)] == header).all()):
-        rows = [_canonical_vector(value, dim, view) for value in present]
-        raw = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), width)
-    vectors: Float32s = raw[:, len(header) :].copy().view("<f4")  # writable and aligned, also where there is one row
+    vectors = None
+    if len(set(map(len, present))) == 1:
+        vectors = _of_one_kind(np.frombuffer(b"".join(present), np.uint8).reshape(len(present), -1))
+    if vectors is None or vectors.shape[1] != dim:
+        canonical = b"".join(_canonical_vector(value, dim, view) for value in present)
+        start = len(_header("float_list_val", 4 * dim))
+        rows = np.frombuffer(canonical, np.uint8).reshape(len(present), start + 4 * dim)
+        vectors = rows[:, start:].copy().view("<f4")  # writable and aligned, also where there is one row
     if len(vectors) == len(values):
         return vectors, found
     out = np.zeros((len(values), dim), np.float32)
@@ -69,27 +75,83 @@ def decode_vectors(values: Sequence[bytes | None], dim: int, view: str) -> tuple
 
 
 def decode_vector_rows(rows: Bytes, view: str) -> Float32s:
-    """As :func:`decode_vectors`, of values that are the rows of a matrix, uint8 [n, length of one]."""
-    size = _packed_size("float_list_val", rows.shape[1])
-    header = np.frombuffer(_header("float_list_val", size or 0), np.uint8)
-    if size is None or not bool((rows[:, : len(header)] == header).all()):
+    """As :func:`decode_vectors`, of values that are the rows of a matrix, uint8 [n, length of one], n > 0."""
+    vectors = _of_one_kind(rows)
+    if vectors is None:
         values = [row.tobytes() for row in rows]
         return decode_vectors(values, vector_length(values[0], view), view)[0]
-    vectors: Float32s = rows[:, len(header) :].copy().view("<f4")
     return vectors
 
 
 def vector_length(value: bytes, view: str) -> int:
-    """Number of floats in one serialized float list.
+    """Number of floats in one serialized vector.
 
     Raises:
-        OnlineStoreError: The value is no float list.
+        OnlineStoreError: The value is no vector.
     """
-    return len(_parse(value, "float_list_val", view).float_list_val.val)
+    return len(_parse(as_float_list(value, view), "float_list_val", view).float_list_val.val)
+
+
+def as_float_lists(values: Sequence[bytes | None], view: str) -> Sequence[bytes | None]:
+    """Serialized vectors of any storage as stock Feast's float lists; what is no bytes value stays as it is.
+
+    Raises:
+        OnlineStoreError: A bytes value is no vector.
+    """
+    rows = [place for place, value in enumerate(values) if value and value.startswith(_BYTES)]
+    if not rows:
+        return values
+    shown = list(values)
+    stored = [value for value in values if value and value.startswith(_BYTES)]
+    vectors = None
+    if len(set(map(len, stored))) == 1:
+        vectors = _of_one_kind(np.frombuffer(b"".join(stored), np.uint8).reshape(len(stored), -1))
+    lists = [as_float_list(value, view) for value in stored] if vectors is None else encode_vectors(vectors)
+    for place, value in zip(rows, lists, strict=True):
+        shown[place] = value
+    return shown
+
+
+def as_float_list(value: bytes, view: str) -> bytes:
+    """As :func:`as_float_lists`, of one value."""
+    if not value.startswith(_BYTES):
+        return value
+    stored = _parse(value, "bytes_val", view).bytes_val
+    try:
+        vector = unpacked(np.frombuffer(stored, np.uint8).reshape(1, -1))
+    except ValueError as error:
+        raise OnlineStoreError(f"{_undecodable(view)} ({error})") from error
+    return encode_vectors(vector)[0]
+
+
+def _of_one_kind(rows: Bytes) -> Float32s | None:
+    """Values [n, length of one] as vectors float32 [n, d], writable; None if they are not all of one storage."""
+    size = _packed_size("float_list_val", rows.shape[1])
+    if size is not None and size % 4 == 0 and _all_start_with(rows, _header("float_list_val", size)):
+        vectors: Float32s = rows[:, rows.shape[1] - size :].copy().view("<f4")
+        return vectors
+    header = _bytes_header(rows.shape[1])
+    if header is not None and _all_start_with(rows, header):
+        with contextlib.suppress(ValueError):
+            return unpacked(rows[:, len(header) :])
+    return None
+
+
+def _all_start_with(rows: Bytes, header: bytes) -> bool:
+    return bool((rows[:, : len(header)] == np.frombuffer(header, np.uint8)).all())
+
+
+@lru_cache
+def _bytes_header(total: int) -> bytes | None:
+    """What stands before the bytes in a bytes value of ``total`` bytes."""
+    for length in range(2, 7):
+        if total >= length and len(header := _BYTES + varint(total - length)) == length:
+            return header
+    return None
 
 
 def _canonical_vector(value: bytes, dim: int, view: str) -> bytes:
-    proto = _parse(value, "float_list_val", view)
+    proto = _parse(as_float_list(value, view), "float_list_val", view)
     length = len(proto.float_list_val.val)
     if length != dim:
         raise SpaceError(

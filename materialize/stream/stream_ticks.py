@@ -208,7 +208,7 @@ class StreamTicks:
         online.write_fill(
             self.store, self.config, view_name=self.spec.view, join_key=self.spec.join_key, fill=fill,
             feature=EMBEDDING, tick=tick.number, tick_end_us=tick.end_us, event_time_us=tick.window_start_us or 0,
-            ids=ids, vectors=vectors, on_chunk=self._on_chunk,
+            ids=ids, vectors=vectors, on_chunk=self._on_chunk, storage=self.spec.storage,
         )  # fmt: skip
 
     def _write_history(self, tick: StreamTick, ids: Ids, batch: HistoryBatch) -> None:
