@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -22,6 +23,7 @@ from feast_embeddings.materialize.scaffold import write_repo
 from feast_embeddings.materialize.status import print_status
 from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.materialize.stream.commands import register as register_stream
+from feast_embeddings.materialize.stream.metrics_watch import URL, watch
 from feast_embeddings.materialize.train_job import train_declared, training_config
 from feast_embeddings.materialize.workspace import Workspace
 from feast_embeddings.models import align as align_encoders
@@ -112,8 +114,18 @@ def align(
 
 
 @app.command()
-def status(repo: Repo = Path()) -> None:
-    """Show encoders, generations, fills and ticks."""
+def status(
+    repo: Repo = Path(),
+    watched: Annotated[bool, typer.Option("--watch", help="Show what stream workers measure, live.")] = False,
+    url: Annotated[list[str] | None, typer.Option(help=f"--watch: a worker's metrics; default {URL}.")] = None,
+    every: Annotated[float, typer.Option(help="--watch: seconds between two looks.")] = 2.0,
+    times: Annotated[int | None, typer.Option(help="--watch: end after so many looks.")] = None,
+) -> None:
+    """Show encoders, generations, fills and ticks; with --watch, freshness, throughput and lag as they change."""
+    if watched:
+        with contextlib.suppress(KeyboardInterrupt):
+            watch(url or [URL], every, times)
+        return
     store = _store(repo)
     print_status(Workspace.of(store.config), store)
 

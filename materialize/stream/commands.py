@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from feast import FeatureStore
 from feast_embeddings.materialize.neighbors import nearest
 from feast_embeddings.materialize.online_reads import read_vectors
 from feast_embeddings.materialize.stores import online_store_of
+from feast_embeddings.materialize.stream.health import LOOPBACK, health_of
 from feast_embeddings.materialize.stream.redis_streams import agreed_partitions, append_behaviors
 from feast_embeddings.materialize.stream.replay import lines_of, replay_stream
 from feast_embeddings.materialize.stream.stream_job import SourceOptions, make_worker, user_spec
@@ -42,6 +44,9 @@ def stream(
     lateness: Annotated[str | None, typer.Option(help="Refuse behaviors older than this, such as 7d.")] = "7d",
     lease_s: Annotated[float, typer.Option(help="How long a silent worker keeps its lanes.")] = 10.0,
     until_idle_s: Annotated[float | None, typer.Option(help="End once nothing came for so many seconds.")] = None,
+    metrics_port: Annotated[int, typer.Option(help="Serve /metrics, /healthz and /readyz here; 0: do not.")] = 0,
+    metrics_host: Annotated[str, typer.Option(help="… on this address; loopback unless told otherwise.")] = LOOPBACK,
+    max_lag_s: Annotated[float, typer.Option(help="Not ready while further behind than so many seconds.")] = 60.0,
 ) -> None:
     """Apply behaviors as they come: micro-batches become ticks, and vectors are served within the second.
 
@@ -62,7 +67,8 @@ def stream(
     where = SourceOptions(source, brokers, topic, {}, str(path), speed)  # type: ignore[arg-type]
     worker = make_worker(store, view, where, options)
     typer.echo(f"Worker {worker.name} of the stream of view {worker.view!r}: reading {worker.source_name!r} ({source})")
-    with worker.stopping_on_signals():
+    health = health_of(store, user_spec(store, view), worker.metrics, max_lag_s)
+    with worker.stopping_on_signals(), health.serving(metrics_port, metrics_host) if metrics_port else nullcontext():
         done = worker.run()
     counts = ", ".join(f"{what} {count:,}" for what, count in done.counts.items())
     typer.echo(f"{done.ticks:,} micro-batches{': ' + counts if counts else ''}")
