@@ -2,8 +2,8 @@
 
 An encoder learned from the days before 2017-10-07 and is frozen (see ``globo.py``). Two days are replayed: before a
 sample of their clicks, the next article is to be found among all, given the vector that a policy would have served.
-Items are the same for every policy: the encoder's, and for articles that it never saw the mean of the user vectors
-that preceded their clicks, made anew each hour.
+The items are the same for every policy: those that the encoder knows. What becomes of the others, when they stand where
+the users before them stood, is shown for the reference, and in the tables of age.
 
     python benchmarks/policies.py --data globo_clicks_1001_1008.parquet --encoder globo_encoder
 """
@@ -43,7 +43,7 @@ from feast_embeddings.models import (
 )
 from feast_embeddings.models.batch import Float32s, Int64s
 from feast_embeddings.models.splits import cut
-from feast_embeddings.models.unseen import preceding_means
+from feast_embeddings.models.unseen_items import UnseenItems
 from feast_embeddings.transformations import Behaviors, Histories
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +51,8 @@ RESULTS = Path(__file__).parent / "results"
 HOUR_US = 3_600_000_000
 MINUTE_US = 60_000_000
 FOLDED_CLICKS = 30_000
+PRIOR_USERS = 20
+WEIGHED = "means, lengthened and weighed"
 BEHIND = (0, 1, 2, 5, 10)
 MINUTES = (0, 1, 5, 15, 60, 240, 1440)
 TICK = "1m"
@@ -96,23 +98,34 @@ class World:
     trained: Float32s
     hour: Int64s
     unseen: Float32s
+    support: Int64s
 
-    def scorer(self, users: Float32s, *, fold_in: bool = True) -> Scorer:
-        """Scores of user vectors [Q, dim] of all questions; each hour has its own vectors of unseen items."""
+    def scorer(self, users: Float32s, unseen: Float32s | None = None) -> Scorer:
+        """Scores of user vectors [Q, dim] of all questions; ``unseen`` [hours, m, dim] are ranked where given."""
 
         def score(part: slice) -> Float32s:
             scores: Float32s = users[part] @ self.trained.T
             scores[:, ~self.task.known] = -np.inf
-            if fold_in:
-                columns = np.flatnonzero(~self.task.known)
-                for hour in np.unique(self.hour[part]):
-                    rows = np.flatnonzero(self.hour[part] == hour)
-                    items = self.unseen[hour]
-                    there = items.any(axis=1)
-                    scores[np.ix_(rows, columns[there])] = users[part][rows] @ items[there].T
+            columns = np.flatnonzero(~self.task.known)
+            for hour in np.unique(self.hour[part]) if unseen is not None else ():
+                rows, there = np.flatnonzero(self.hour[part] == hour), unseen[hour].any(axis=1)
+                scores[np.ix_(rows, columns[there])] = users[part][rows] @ unseen[hour][there].T
             return scores
 
         return score
+
+    def variants(self) -> dict[str, Float32s]:
+        """Vectors of unseen items: plain means; as long as the trained ones; and weighed by how many users came."""
+        lengths = np.linalg.norm(self.unseen, axis=2, keepdims=True)
+        wanted = np.linalg.norm(self.trained[self.task.known], axis=1).mean()
+        ratio = np.divide(wanted, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+        long = (self.unseen * ratio).astype(np.float32)
+        weight = self.support / (self.support + PRIOR_USERS)
+        return {
+            "plain means": self.unseen,
+            "means, lengthened": long,
+            WEIGHED: (long * weight[..., None]).astype(np.float32),
+        }
 
 
 def made(behaviors: Behaviors, encoder: Encoder, days: float, sample: int) -> World:
@@ -129,13 +142,13 @@ def made(behaviors: Behaviors, encoder: Encoder, days: float, sample: int) -> Wo
     by_time = np.argsort(task.histories.as_of, kind="stable")
     task = replace(task.take(by_time), known=known)
     hour = (task.histories.as_of - TRAIN_END_US) // HOUR_US
-    return World(histories, task, encoder, vectors, hour, folded(histories, encoder, catalogue, known, vectors, end))
+    return World(histories, task, encoder, vectors, hour, *folded(histories, encoder, catalogue, known, end))
 
 
 def folded(
-    histories: HistoryBatch, encoder: Encoder, catalogue: ItemIndex, known: np.ndarray, vectors: Float32s, end: int
-) -> Float32s:
-    """Vectors of the unseen items at the start of each hour, float32 [hours, unseen, dim]; of a sample of clicks."""
+    histories: HistoryBatch, encoder: Encoder, catalogue: ItemIndex, known: np.ndarray, end: int
+) -> tuple[Float32s, Int64s]:
+    """Vectors [hours, m, dim] of the unseen items at the start of each hour, and how many users came, [hours, m]."""
     owner = np.repeat(np.arange(len(histories)), histories.lengths)
     column = catalogue.rows(histories.items) - 1
     place = np.cumsum(~known) - 1
@@ -143,12 +156,16 @@ def folded(
     clicks = np.sort(np.random.default_rng(0).permutation(clicks)[:FOLDED_CLICKS])
     start = np.maximum(histories.offsets[:-1][owner[clicks]], clicks - encoder.context)
     before = encoder.encode(cut(histories, start, clicks, histories.times[clicks]))
-    items, hours = place[column[clicks]], (histories.times[clicks] - TRAIN_END_US) // HOUR_US
-    length = float(np.linalg.norm(vectors[known], axis=1).mean())
-    steps = range(-(-(end - TRAIN_END_US) // HOUR_US))
-    return np.stack(
-        [preceding_means(items[hours < hour], before[hours < hour], int((~known).sum()), length)[0] for hour in steps]
-    )
+    hours = (histories.times[clicks] - TRAIN_END_US) // HOUR_US
+    total, vectors, support = UnseenItems.of(encoder, histories.items[:0], before[:0]), [], []
+    for hour in range(-(-(end - TRAIN_END_US) // HOUR_US)):
+        at = place[catalogue.rows(total.ids) - 1]
+        vectors.append(np.zeros((int((~known).sum()), encoder.dim), np.float32))
+        support.append(np.zeros(int((~known).sum()), np.int64))
+        vectors[-1][at], support[-1][at] = total.vectors(), total.support
+        now = hours == hour
+        total = total.merged(UnseenItems.of(encoder, histories.items[clicks[now]], before[now]))
+    return np.stack(vectors), np.stack(support)
 
 
 def frontier(world: World, end: int, resamples: int, baselines: list[str]) -> tuple[Frontier, Evaluation, list[str]]:
@@ -158,7 +175,8 @@ def frontier(world: World, end: int, resamples: int, baselines: list[str]) -> tu
     replayed = replay.run(candidates())
     methods = {each.candidate.name: world.scorer(each.vectors) for each in replayed}
     exact = next(each for each in replayed if each.candidate.name == REFERENCE)
-    methods[f"{REFERENCE}, unseen items unranked"] = world.scorer(exact.vectors, fold_in=False)
+    for name, unseen in world.variants().items():
+        methods[f"{REFERENCE}, unseen: {name}"] = world.scorer(exact.vectors, unseen)
     found = evaluate(world.task, methods, baselines=baselines, resamples=resamples)
     return Frontier.of(replayed, found, REFERENCE), found, list(methods)
 
@@ -167,9 +185,9 @@ def staleness(world: World, resamples: int) -> tuple[dict[str, Evaluation], dict
     """Quality by the vector's age: in behaviors, for questions after more than ten; in minutes, for all."""
     task, encoder = world.task, world.encoder
     long = np.flatnonzero(task.histories.lengths > max(BEHIND))
-    deep = replace(world, task=task.take(long), hour=world.hour[long])
-    by_behaviors = {f"{age}": deep.scorer(encoder.encode(older(deep.task.histories, age))) for age in BEHIND}
-    by_minutes = {f"{age} min": world.scorer(encoder.encode(earlier(task.histories, age))) for age in MINUTES}
+    deep, unseen = replace(world, task=task.take(long), hour=world.hour[long]), world.variants()[WEIGHED]
+    by_behaviors = {f"{age}": deep.scorer(encoder.encode(older(deep.task.histories, age)), unseen) for age in BEHIND}
+    by_minutes = {f"{age} min": world.scorer(encoder.encode(earlier(task.histories, age)), unseen) for age in MINUTES}
     found = {
         "behaviors": evaluate(deep.task, by_behaviors, baselines=(), resamples=resamples),
         "minutes": evaluate(task, by_minutes, baselines=(), resamples=resamples),

@@ -1,4 +1,4 @@
-"""The command line: ``feast-embeddings init | demo | train | align | status | explain | forget | restore``."""
+"""The command line: ``feast-embeddings init | demo | train | evaluate | align | status | …``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from feast import FeatureStore
 from feast_embeddings.materialize.clock import us_of
 from feast_embeddings.materialize.cutover import Cutovers
 from feast_embeddings.materialize.erasure import forget, print_receipt
+from feast_embeddings.materialize.evaluate_command import register as register_evaluate
 from feast_embeddings.materialize.explain_job import explain_entity
 from feast_embeddings.materialize.explain_output import draw_explanation, print_explanation
 from feast_embeddings.materialize.recovery import restore
@@ -189,6 +190,9 @@ def _store(repo: Path) -> FeatureStore:
         raise DeclarationError(f"{repo.resolve()} holds no feature_store.yaml: name the feature repo with --repo.")
     os.chdir(repo)
     return FeatureStore(".")
+
+
+register_evaluate(app, _store)
 
 
 def main() -> None:
