@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from feast_embeddings.materialize.online_reads import Vectors
 from feast_embeddings.models.baselines import popularity, repeat_purchase
-from feast_embeddings.models.batch import HistoryBatch, Int64s
+from feast_embeddings.models.batch import Ids, Int64s
 from feast_embeddings.models.errors import SpaceError
+from feast_embeddings.models.evaluation import evaluate
 from feast_embeddings.models.preprocessing import ItemIndex
-from feast_embeddings.models.ranking import Ragged, Scorer, evaluate_ranking, inner_products
+from feast_embeddings.models.ranking import Ragged, Scorer, inner_products
+from feast_embeddings.models.splits import RankingTask
 from feast_embeddings.transformations import Behaviors, Histories
 
 _WEEK_US = 7 * 86_400_000_000
@@ -43,17 +45,25 @@ class WeekAhead:
     """
 
     def __init__(self, future: Behaviors, catalogue: Int64s, sample: Int64s, mondays: Sequence[int]) -> None:
-        self.index = ItemIndex(catalogue)
-        self.sample = sample
+        index = ItemIndex(catalogue)
         self.households = future.entities[sample]
         self.mondays = [monday for monday in mondays if monday + _WEEK_US <= int(future.times_us.max())]
-        self._histories = Histories(future)
+        self._sample, self._histories = sample, Histories(future)
         self._length = int(np.diff(future.offsets).max())
-        self.targets = {monday: self._targets(monday) for monday in self.mondays}
-        bought = sum(int(targets.offsets[-1]) for targets in self.targets.values())
-        known = sum(int((targets.rows >= 0).sum()) for targets in self.targets.values())
-        self.outside = 1.0 - known / max(bought, 1)
-        self.targets = {monday: _known(targets) for monday, targets in self.targets.items()}
+        households = self.households[np.tile(np.arange(len(sample)), len(self.mondays))]
+        asked = np.repeat(np.array(self.mondays, np.int64), len(self.households))
+        bought = self._bought(households, asked, index)
+        known = bought.rows >= 0
+        self.outside = 1.0 - float(known.sum()) / max(len(known), 1)
+        past = self._histories.as_of(households, asked, self._length)
+        self.task = RankingTask(
+            training=self._histories.as_of(future.entities, int(asked.min(initial=0)), self._length),
+            histories=past,
+            targets=bought.where(known),
+            catalogue=index,
+            known=np.ones(len(index), np.bool_),
+            users=np.tile(np.arange(len(self.households)), len(self.mondays)),
+        )
 
     def served(self, weekly: Mapping[int, Vectors], items: Vectors) -> Quality:
         """Quality of the user vectors served on each Monday, of all households, by inner product.
@@ -64,40 +74,34 @@ class WeekAhead:
         for vectors in weekly.values():
             if vectors.space != items.space:
                 raise SpaceError(f"Users stand in space {vectors.space}, items in {items.space}: serve one space.")
-        return self._mean(lambda monday, _: inner_products(weekly[monday].values[self.sample], items.values))
+        users = [weekly[monday].values[self._sample] for monday in self.mondays]
+        return self._quality(inner_products(np.concatenate(users), items.values))
 
     def popular(self) -> Quality:
         """Quality of the products that all households bought most in the seven days before."""
-        return self._mean(lambda monday, past: popularity(past, self.index, monday - _WEEK_US), everyone=True)
+        everyone, index = self._histories.behaviors.entities, self.task.catalogue
+        counts = np.concatenate(
+            [
+                popularity(self._histories.as_of(everyone, monday, self._length), index, monday - _WEEK_US)(slice(0, 1))
+                for monday in self.mondays
+            ]
+        )
+        week = np.repeat(np.arange(len(self.mondays)), len(self.households))
+        return self._quality(lambda part: counts[week[part]])
 
     def repeated(self) -> Quality:
         """Quality of the products that the household itself bought most often."""
-        return self._mean(lambda _, past: repeat_purchase(past, self.index))
+        return self._quality(repeat_purchase(self.task.training, self.task.catalogue, asked=self.task.histories))
 
-    def _mean(self, scorer: Callable[[int, HistoryBatch], Scorer], *, everyone: bool = False) -> Quality:
-        scores = []
-        for monday, targets in self.targets.items():
-            entities = self._histories.behaviors.entities if everyone else self.households
-            past = self._histories.as_of(entities, monday, self._length)
-            scores.append(evaluate_ranking(scorer(monday, past), len(self.index), targets, ks=(K,)))
-        weights = [score.users for score in scores]
-        return Quality(
-            float(np.average([score.ndcg[K] for score in scores], weights=weights)),
-            float(np.average([score.hr[K] for score in scores], weights=weights)),
-            float(np.average([score.recall[K] for score in scores], weights=weights)),
-            len(scores),
-            len(self.households),
-        )
+    def _quality(self, scorer: Scorer) -> Quality:
+        found = evaluate(self.task, {"it": scorer}, baselines=(), ks=(K,), resamples=0).methods["it"].estimates["all"]
+        ndcg, hit_rate, recall = (found[f"{measure}@{K}"].value for measure in ("ndcg", "hr", "recall"))
+        return Quality(ndcg, hit_rate, recall, len(self.mondays), len(self.households))
 
-    def _targets(self, monday: int) -> Ragged:
-        week = self._histories.as_of(self.households, monday + _WEEK_US, self._length)
+    def _bought(self, households: Ids, asked: Int64s, index: ItemIndex) -> Ragged:
+        """Distinct products of the seven days from each time on, as columns; −1 is outside the catalogue."""
+        week = self._histories.as_of(households, asked + _WEEK_US, self._length)
         owner = np.repeat(np.arange(len(week)), week.lengths)
-        ahead = week.times >= monday
-        pairs = np.unique(np.stack([owner[ahead], self.index.rows(week.items[ahead]) - 1]), axis=1)
-        return Ragged(np.searchsorted(pairs[0], np.arange(len(week) + 1)), pairs[1])
-
-
-def _known(targets: Ragged) -> Ragged:
-    kept = targets.rows >= 0
-    owner = np.repeat(np.arange(len(targets)), np.diff(targets.offsets))[kept]
-    return Ragged(np.searchsorted(owner, np.arange(len(targets) + 1)), targets.rows[kept])
+        ahead = week.times >= asked[owner]
+        every = Ragged(week.offsets, index.rows(week.items)).where(ahead).distinct(len(index) + 1)
+        return Ragged(every.offsets, every.rows - 1)
