@@ -29,6 +29,7 @@ from typing import Any
 
 from online_memory import measure_memory
 from online_sides import FEATURE_REF, Ours, Server, Side, Stock, servers, write_log
+from online_storage import bytes_of, measure_storage
 from rich.console import Console
 from rich.table import Table
 
@@ -37,7 +38,6 @@ from feast_embeddings.materialize.script_calls import IN_FLIGHT, ScriptCalls
 
 RESULTS = Path(__file__).parent / "results" / "online.json"
 SIZES = (1, 100, 1000)
-SAMPLED_KEYS = 1000
 WRITE, RAW = "materialize {rows:,} × {dim}", "the same script calls, raw socket"
 Goals = dict[str, float]
 GOALS: Goals = {
@@ -139,9 +139,7 @@ def measure_bytes(server: Server, ours: Ours, stock: Stock) -> dict[str, float]:
         before = server.client.info("memory")["used_memory"]  # type: ignore[index]
         side.write()
         used = server.client.info("memory")["used_memory"] - before  # type: ignore[index]
-        keys = [server.client.randomkey() for _ in range(SAMPLED_KEYS)]
-        sizes = [server.client.memory_usage(key, samples=0) for key in keys]
-        found[name] = statistics.median(size for size in sizes if size)
+        found[name] = bytes_of(server)
         found[f"{name}_used"] = used / server.client.dbsize()
     return found | {"ratio": found["ours"] / found["stock"]}
 
@@ -199,6 +197,7 @@ def measure(server: Server, folder: Path, log: Path, options: argparse.Namespace
         }
         for side in (ours, stock):
             loop.run(side.store._get_provider().online_store.close())
+    found["storage"] = measure_storage(server, ours, options.sizes[-1], max(15, options.reads // options.sizes[-1]))
     return found
 
 
@@ -241,6 +240,11 @@ def lines(found: dict[str, Any], options: argparse.Namespace) -> Iterator[tuple[
     yield "bytes per entity", f"{sizes['ratio']:.2f}", "", f"{sizes['ours']:.0f}", f"{sizes['stock']:.0f}"
     used = f"{sizes['ours_used']:.0f}", f"{sizes['stock_used']:.0f}"
     yield "  growth of used memory", f"{sizes['ours_used'] / sizes['stock_used']:.2f}", "", *used
+    full = found["storage"]["float32"]
+    for storage, kept in found["storage"].items():
+        what = f"{storage}: bytes per entity, read_vectors {options.sizes[-1]:,}"
+        ratios = [f"{kept[name] / full[name]:.2f}" for name in ("bytes_per_entity", "read_seconds")]
+        yield what, ", ".join(ratios), "", f"{kept['bytes_per_entity']:.0f}, {kept['read_seconds'] * 1e3:.2f} ms", ""
 
 
 def show(results: dict[str, Any], options: argparse.Namespace) -> None:
