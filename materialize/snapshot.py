@@ -91,7 +91,7 @@ def _range_of(entities: pa.ChunkedArray, starts: list[Any]) -> np.ndarray:
     """int64 [N]: how many of ``starts`` are at or before each entity."""
     found = np.zeros(len(entities), np.int64)
     for start in starts:
-        found += pc.greater_equal(entities, pa.scalar(start, entities.type)).fill_null(value=False).to_numpy()
+        found += pc.greater_equal(entities, pa.scalar(start, entities.type)).fill_null(False).to_numpy()
     return found
 
 
