@@ -11,6 +11,7 @@ from collections.abc import Callable
 from feast_embeddings.materialize.clock import iso
 from feast_embeddings.materialize.ledger_records import Fill, Tick
 from feast_embeddings.materialize.policy import Due, Incremental, due
+from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
 from feast_embeddings.materialize.view_work import RECEIVING
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace
@@ -47,13 +48,26 @@ class Agenda:
                 "does not refresh by itself: run `feast materialize`"
             )
         full = self._refresh() or self.ledger.last_tick(self.view, "full")
-        return due(
+        units = due(
             self.spec.policy,
             watermark_us=watermark,
             full_us=full.end_us if full else None,
             end_us=end_us,
             new_space=new_space,
         )
+        if not self.streamed:
+            return units
+        if any(unit.kind == "incremental" for unit in units):
+            self._notice("its ticks are those of its stream: only refreshes are run here")
+        return [unit for unit in units if unit.kind == "full"]
+
+    @property
+    def streamed(self) -> bool:
+        """Whether a stream feeds the view: its micro-batches are its ticks then."""
+        return self._stream_end_us() is not None
+
+    def _stream_end_us(self) -> int | None:
+        return StreamLedger(self.ledger).last_end_us(self.view) if self.spec.tower == "user" else None
 
     def record_tick(self, unit: Due) -> Tick:
         """Record the next tick: the one that is due, or a bridge before it.
@@ -95,6 +109,7 @@ class Agenda:
             OvertakenError: Another job recorded something meanwhile.
         """
         number, newest = self.ledger.newest(self.view)
+        end_us = max(end_us, self._stream_end_us() or end_us)  # it holds all that its stream has applied
         if newest is not None and end_us < newest.end_us:
             raise TickError(
                 f"View {self.view!r} already stands at {iso(newest.end_us)}; a refresh as of {iso(end_us)} "

@@ -21,6 +21,7 @@ from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.standstill import standstill
 from feast_embeddings.materialize.stores import online_store_of
+from feast_embeddings.materialize.stream.poison import PoisonMessages
 from feast_embeddings.materialize.tombstones import Tombstones
 from feast_embeddings.materialize.view_work import RECEIVING
 from feast_embeddings.materialize.views import EmbeddingSpec
@@ -108,6 +109,8 @@ def _erase_files(
     removed = {f"embedding log of {spec.view}": logged, f"staged files of {spec.view}": staged}
     if spec.tower == "user":
         removed[f"quarantine of {spec.view}"] = workspace.quarantine().erase(spec.view, entity_id)
+        messages = PoisonMessages(workspace.state / "quarantine" / "messages").erase(spec.view, entity_id)
+        removed |= {f"refused messages of {spec.view}": messages} if messages else {}
     return removed
 
 

@@ -22,6 +22,7 @@ from feast_embeddings.materialize.policy import Due
 from feast_embeddings.materialize.progress import counter
 from feast_embeddings.materialize.refreshes import Refreshes
 from feast_embeddings.materialize.steps import reached
+from feast_embeddings.materialize.stream.lanes import paused
 from feast_embeddings.materialize.ticks import Ticks
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, behaviors_of, refresh_resource, view_resource
@@ -93,7 +94,7 @@ class Runner:
             LeaseError: Another job refreshes the view, or its ticks have not come to an end for ten minutes.
         """
         self._check_end(end_us)
-        with self._refreshing(self._owner) as refreshes:
+        with self._refreshing(self._owner) as refreshes, self._stream_paused():
             self._take_up_stopped_tick()
             self.cutovers.resume(self.spec.encoder)
             resumed = self._take_up_refresh(refreshes, None)
@@ -112,7 +113,10 @@ class Runner:
             OnlineStoreError: Redis has lost the live generation.
         """
         self._check_end(end_us)
-        with self._ticking() as ticks:
+        if self.agenda.streamed and not self._has_work(end_us):
+            self.outcome.notice(f"no refresh is due up to {iso(end_us)}: 0 rows written")
+            return self.outcome
+        with self._stream_paused(self.agenda.streamed), self._ticking() as ticks:
             self._check_online()
             self.cutovers.resume(self.spec.encoder)
             self._take_up_tick(ticks)
@@ -275,6 +279,21 @@ class Runner:
         """Whether a refresh holds the lease of the ticks, which it does briefly."""
         found = holder(self.ledger, self._ticks_lease)
         return found is not None and found == holder(self.ledger, self._refresh_lease)
+
+    @contextmanager
+    def _stream_paused(self, needed: bool = True) -> Iterator[None]:
+        """Hold the view's stream still while a refresh is made: its behaviors wait, and join the new fill after it."""
+        if self.spec.tower == "item" or not needed:
+            yield
+            return
+        with paused(self.ledger, self.config.project, self.spec.view):
+            yield
+
+    def _has_work(self, end_us: int) -> bool:
+        """Whether something is due, or was left by a stopped job."""
+        left = self.ledger.open_tick(self.spec.view) or self.ledger.fills(view=self.spec.view, states=("ready",))
+        pending = any(each.cutover_us is None for each in self.ledger.generations(self.spec.encoder))
+        return bool(left) or pending or bool(self.agenda.due(end_us))
 
     # ── checks ───────────────────────────────────────────────────────────────────────────────────────────
 

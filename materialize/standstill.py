@@ -1,4 +1,4 @@
-"""A standstill: no tick, refresh or cutover of some views runs, while something is done to all that they keep."""
+"""A standstill: no tick, stream, refresh or cutover of some views runs, while something is done to their data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from feast_embeddings.materialize.leases import held
+from feast_embeddings.materialize.stream.lanes import paused
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, cutover_resource, refresh_resource, view_resource
 
@@ -26,7 +27,9 @@ def standstill(workspace: Workspace, project: str, specs: Sequence[EmbeddingSpec
     views = [resource(project, name) for resource in (refresh_resource, view_resource) for name in names]
     cutovers = sorted({cutover_resource(project, spec.encoder) for spec in specs})
     with ExitStack() as stack:
-        leases = [stack.enter_context(held(workspace.ledger, view)) for view in views]
+        streams = sorted(spec.view for spec in specs if spec.tower == "user")
+        leases = [stack.enter_context(paused(workspace.ledger, project, view)) for view in streams]
+        leases += [stack.enter_context(held(workspace.ledger, view)) for view in views]
         leases += [stack.enter_context(held(workspace.ledger, each, wait_s=CUTOVER_WAIT_S)) for each in cutovers]
 
         def still_ours() -> None:

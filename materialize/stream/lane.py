@@ -25,6 +25,7 @@ from feast_embeddings.materialize.stream.metrics import StreamMetrics
 from feast_embeddings.materialize.stream.payloads import Decoded, decode
 from feast_embeddings.materialize.stream.stream_ticks import Applied, StreamTicks
 
+OnTick = Callable[[Applied, int], None]
 _QUEUED = 2
 _IDLE_S = 0.2
 
@@ -55,7 +56,7 @@ class LaneWork:
         metrics: What is measured.
         max_events: Most messages of one micro-batch.
         every_s: Shortest time between the starts of two micro-batches: longer ones are cheaper per behavior.
-        on_tick: Called after each publication.
+        on_tick: Called once a tick's rows are served, with it and the time in microseconds.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class LaneWork:
         metrics: StreamMetrics,
         max_events: int = 2000,
         every_s: float = 0.02,
-        on_tick: Callable[[Applied], None] | None = None,
+        on_tick: OnTick | None = None,
     ) -> None:
         self.ticks, self.source, self.metrics = ticks, source, metrics
         self.max_events, self.every_s, self.on_tick = max_events, every_s, on_tick
@@ -160,8 +161,6 @@ class LaneWork:
         self.stats.behaviors += applied.counts["read"]
         for what, count in applied.counts.items():
             self.stats.counts[what] = self.stats.counts.get(what, 0) + count
-        if self.on_tick is not None:
-            self.on_tick(applied)
 
     def _next(self) -> Batch | None:
         """Everything that waits in the queue, as one micro-batch."""
@@ -178,6 +177,8 @@ class LaneWork:
 
     def _measure(self, batch: Batch, applied: Applied) -> None:
         view, done_us = applied.tick.view, now_us()
+        if self.on_tick is not None:
+            self.on_tick(applied, done_us)
         arrived = batch.delivery.arrived_us[batch.delivery.arrived_us > 0]
         if len(arrived):
             self.metrics.stage(view, "wait", np.maximum(applied.tick.end_us - arrived, 0) / 1e6)

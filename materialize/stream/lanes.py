@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 from feast_embeddings.materialize.leases import Lease, _alive, _real_us, held
 from feast_embeddings.materialize.ledger import Ledger
 from feast_embeddings.materialize.ledger_schema import leases
-from feast_embeddings.models.errors import LeaseError
+from feast_embeddings.models.errors import FeastEmbeddingsError, LeaseError
 
 _POLL_S = 0.05
 
@@ -74,7 +75,27 @@ def paused(ledger: Ledger, project: str, view: str, wait_s: float = 30.0, second
                 )
             time.sleep(_POLL_S)
             lease.check()
-        yield lease
+        with _kept(lease):
+            yield lease
+
+
+@contextmanager
+def _kept(lease: Lease) -> Iterator[None]:
+    """Renew a lease in the background: what is done during a pause may take longer than the lease."""
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(lease.seconds / 4):
+            with contextlib.suppress(FeastEmbeddingsError):  # whoever works under the lease will notice
+                lease.check()
+
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextlib.contextmanager

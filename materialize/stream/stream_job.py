@@ -15,6 +15,7 @@ from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.materialize.stream.contract import Source
 from feast_embeddings.materialize.stream.kafka import Kafka, partitions_of
+from feast_embeddings.materialize.stream.lane import OnTick
 from feast_embeddings.materialize.stream.members import parts_folder
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
 from feast_embeddings.materialize.stream.parquet_replay import ParquetReplay
@@ -54,6 +55,7 @@ def make_worker(
     options: StreamOptions | None = None,
     metrics: StreamMetrics | None = None,
     background: Callable[[], None] | None = None,
+    on_tick: OnTick | None = None,
 ) -> StreamWorker:
     """A worker of one embedding view; its ``run()`` works until it is stopped.
 
@@ -85,7 +87,7 @@ def make_worker(
 
     name = {"redis": spec.behaviors, "kafka": source.topic, "parquet": Path(source.path).name}[source.kind]
     return StreamWorker(
-        workspace.ledger, project, spec.view, name, open_source, make_ticks, options, metrics, background
+        workspace.ledger, project, spec.view, name, open_source, make_ticks, options, metrics, background, on_tick
     )
 
 

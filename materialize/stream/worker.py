@@ -20,7 +20,7 @@ from types import FrameType
 from feast_embeddings.materialize.leases import Lease
 from feast_embeddings.materialize.ledger import Ledger
 from feast_embeddings.materialize.stream.contract import Source, lane_partitions
-from feast_embeddings.materialize.stream.lane import LaneStats, LaneWork
+from feast_embeddings.materialize.stream.lane import LaneStats, LaneWork, OnTick
 from feast_embeddings.materialize.stream.lanes import (
     is_paused,
     lane_name,
@@ -89,6 +89,7 @@ class StreamWorker:
         options: StreamOptions,
         metrics: StreamMetrics | None = None,
         background: Callable[[], None] | None = None,
+        on_tick: OnTick | None = None,
     ) -> None:
         if options.lanes > options.partitions:
             raise DeclarationError(
@@ -101,6 +102,7 @@ class StreamWorker:
         self.name = uuid.uuid4().hex[:12]
         self.taken_up = 0
         self._open_source, self._make_ticks, self._background = open_source, make_ticks, background
+        self._on_tick = on_tick
         self._open: dict[str, _Open] = {}
         self._done = LaneStats()
         self._stop = threading.Event()
@@ -202,7 +204,7 @@ class StreamWorker:
                 source.close()
             lease.release()
             raise
-        work = LaneWork(ticks, source, self.metrics, self.options.max_events, self.options.every_s)
+        work = LaneWork(ticks, source, self.metrics, self.options.max_events, self.options.every_s, self._on_tick)
         self._open[name] = _Open(lease, work)
         work.start()
 

@@ -14,6 +14,7 @@ from feast import FeatureStore
 from repo_fixture import USERS, MakeRepo, SmallRepo, day, tiny_encoder
 from stream_fixture import PARTITIONS, SINCE, clicks, send, streamed
 
+from feast_embeddings.materialize.erasure import forget
 from feast_embeddings.materialize.stream.lanes import lanes_held, paused
 from feast_embeddings.materialize.stream.replay import replay_stream
 from feast_embeddings.materialize.stream.stream_job import make_worker
@@ -138,3 +139,46 @@ def _until(condition: object, within_s: float = 20) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_refresh_pauses_the_stream_and_both_end_where_everything_is_known(make_repo: MakeRepo) -> None:
+    repo = streamed(make_repo, "Incremental(alpha=0.3)")
+    send(repo, clicks(60, 7, SINCE, SINCE + 0.5))
+    with working():
+        await_read(repo, 60)
+        old = repo.fills("live")[0].fill
+        repo.run(day(SINCE + 2), refresh=True)
+        send(repo, clicks(60, 8, SINCE, SINCE + 0.5))
+        await_read(repo, 120)
+    assert repo.fills("live")[0].fill != old
+    replayed = replay_stream(repo.store)
+    assert [each.diverged for each in replayed] == [[], []]  # the retained generation went on receiving ticks
+    log = repo.behaviors(day(SINCE + 1))
+    assert repo.histories().times.tobytes() == Histories(log).as_of(USERS, day(SINCE + 1), 10).times.tobytes()
+
+
+def test_materialize_incremental_leaves_the_ticks_to_the_stream(make_repo: MakeRepo) -> None:
+    repo = streamed(make_repo, "Hybrid(every='1d', full_every='3d')")
+    send(repo, clicks(30, 9, SINCE, SINCE + 0.5))
+    with working():
+        await_read(repo, 30)
+    outcome = repo.run(day(SINCE + 1))
+    assert (outcome.units, outcome.rows) == (0, 0)
+    assert any("stream" in notice for notice in outcome.notices)
+    assert repo.run(day(SINCE + 3)).units == 1
+    assert repo.workspace.ledger.last_tick("user_embedding").kind == "full"
+
+
+def test_forgetting_pauses_the_stream_and_what_comes_later_is_erased(make_repo: MakeRepo) -> None:
+    repo = streamed(make_repo)
+    sent = clicks(60, 10, SINCE, SINCE + 0.5)
+    gone = sent[0]["user"]
+    with working():
+        send(repo, sent)
+        await_read(repo, 60)
+        forget(repo.store, "user", str(gone))
+        again = [each | {"id": f"again-{each['id']}"} for each in sent]
+        send(repo, again)
+        counts = await_read(repo, 120)
+    assert counts["erased"] == sum(each["user"] == gone for each in again)
+    assert not repo.vectors().found[gone == USERS][0]
