@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import runpy
 import shutil
 import sys
+import warnings
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -22,9 +25,10 @@ from rich.table import Table
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.demo.replay import feast_apply
 from feast_embeddings.materialize.demo.shop import EVENTS, write_shop
-from feast_embeddings.materialize.explain_job import explain_entity
+from feast_embeddings.materialize.explain_job import EntityExplanation, explain_entity
 from feast_embeddings.materialize.scaffold import write_repo
 from feast_embeddings.materialize.train_job import train_declared
+from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.models import SequenceConfig, TrainingConfig
 from feast_embeddings.models.batch import Ids
 from feast_embeddings.models.errors import DeclarationError
@@ -53,10 +57,14 @@ def run_example(source: str | Path, folder: Path | None = None, epochs: int = 5)
     sys.path.insert(0, ".")
     store = FeatureStore(".")
     made = train_declared(store, TrainingConfig(encoder=SequenceConfig(context=30), max_epochs=epochs))
-    end = datetime.now(UTC)
-    store.materialize(end - 60 * _DAY, end - _DAY)
-    store.materialize_incremental(end)
-    _show(store, made.spec.view)
+    end, console = datetime.now(UTC), Console()
+    console.print(f"trained on {made.behaviors:,} behaviors of {made.entities:,} entities: space {made.space}")
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Feast warns at every declaration that it meets
+        store.materialize(end - 60 * _DAY, end - _DAY)
+        store.materialize_incremental(end)
+        found = _explained(store, made.spec)
+    _show(found, console)
 
 
 def write_example(
@@ -112,16 +120,18 @@ def _write(path: Path, *, contract: BehaviorContract, users: int, items: int, da
     pq.write_table(pa.table({name: column for name, column in columns.items() if name is not None}), path)
 
 
-def _show(store: FeatureStore, view: str) -> None:
-    spec = next(each for each in store.list_stream_feature_views() if each.name == view)
-    entity = next(each for each in store.list_entities() if each.join_key in spec.join_keys)
-    someone: Any = "user-1" if "STRING" in str(entity.value_type) else 1
-    found = explain_entity(store, entity.name, someone, k=5)
-    table = Table("behaviors that count most", "attribution", title=f"{view} of {someone}", title_justify="left")
+def _explained(store: FeatureStore, spec: EmbeddingSpec) -> EntityExplanation:
+    entity = next(each for each in store.list_entities() if each.join_key == spec.join_key)
+    return explain_entity(store, entity.name, "user-1" if spec.string_ids else 1, k=5)
+
+
+def _show(found: EntityExplanation, console: Console) -> None:
+    title = f"{found.spec.view} of {found.entity_id}"
+    table = Table("behaviors that count most", "attribution", title=title, title_justify="left")
     for row in found.explanation.top(0, 5).tolist():
         kind = found.contract.type_names[int(found.explanation.histories.behavior_types[row])]
         item = found.explanation.histories.items[row]
         table.add_row(f"{kind} {item}", f"{found.explanation.attributions[row]:+.3f}")
-    Console().print(table)
+    console.print(table)
     if found.neighbors is not None:
-        Console().print(f"nearest items: {', '.join(str(item) for item in found.neighbors.ids[0])}")
+        console.print(f"nearest items: {', '.join(str(item) for item in found.neighbors.ids[0])}", highlight=False)
