@@ -14,14 +14,14 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from feast_embeddings.materialize.stream.health import LOOPBACK, PORT
 from feast_embeddings.materialize.stream.metrics import FRESHNESS, STAGES, quantile
 from feast_embeddings.models.errors import DeclarationError
 
 URL: Final = f"http://{LOOPBACK}:{PORT}/metrics"
-_OUTCOMES: Final = ("read", "applied", "deduplicated", "quarantined")
+_OUTCOMES: Final = ("applied", "deduplicated", "quarantined")
 Labels = tuple[tuple[str, str], ...]
 
 
@@ -122,15 +122,15 @@ def _buckets(scraped: Scrape) -> dict[tuple[str, str], dict[float, float]]:
 
 
 def _behaviors(now: Scrape, before: Scrape | None) -> Table:
-    heads = ("view", "applied/s", *_OUTCOMES, "late", "unknown items", "ticks", "last tick")
-    table = Table(*heads, title="Behaviors", title_justify="left")
+    heads = ("applied/s", *_OUTCOMES, "late", "unknown items", "last tick")
+    table = Table(Column("view", no_wrap=True), *heads, title="Behaviors", title_justify="left")
     for view in _views(now.named("stream_ticks_total")):
         counts = now.values("stream_behaviors_total", "outcome", view=view)
         rate = ""
         if before is not None:
             earlier = before.values("stream_behaviors_total", "outcome", view=view)
             rate = f"{(counts.get('applied', 0) - earlier.get('applied', 0)) / max(now.at_s - before.at_s, 1e-9):,.0f}"
-        names = ("stream_late_total", "stream_unknown_items_total", "stream_ticks_total", "stream_last_tick")
+        names = ("stream_late_total", "stream_unknown_items_total", "stream_last_tick")
         others = [now.values(name, "view").get(view, 0) for name in names]
         numbers = [*(counts.get(outcome, 0) for outcome in _OUTCOMES), *others]
         table.add_row(view, rate, *(f"{number:,.0f}" for number in numbers))

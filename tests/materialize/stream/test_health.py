@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
 import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from typing import Any
@@ -15,9 +18,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from repo_fixture import MakeRepo
 from rich.console import Console
-from servers_fixture import BINARIES, running
+from servers_fixture import BINARIES, free_port, running
 from ticks_fixture import started
+from typer.testing import CliRunner
 
+from feast_embeddings.materialize.cli import app
+from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.stream.health import Health, health_of
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
 from feast_embeddings.materialize.stream.metrics_watch import scrape, watch
@@ -133,3 +139,41 @@ def test_watching_shows_what_the_workers_say() -> None:
 def test_an_address_that_is_none_is_told() -> None:
     with pytest.raises(DeclarationError, match="is no address of a worker's metrics"):
         scrape(["localhost:9464"])
+
+
+def test_the_stream_command_serves_them_while_it_works(make_repo: MakeRepo) -> None:
+    repo, port, found = started(make_repo), free_port(), dict[str, tuple[int, str]]()
+
+    def look() -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and found.get("/readyz", (0, ""))[0] != 200:
+            with contextlib.suppress(OSError):
+                found.update({path: ask(port, path) for path in ("/metrics", "/healthz", "/readyz")})
+            time.sleep(0.05)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    append = ["append", json.dumps({"user": 1, "item": 101, "event": "view", "at": now_us() - 1000})]
+    done = [
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+        for arguments in (append, ["stream", "--until-idle-s", "2", "--metrics-port", str(port)])
+    ]
+    looking.join()
+    assert [each.exit_code for each in done] == [0, 0], done[-1].output
+    assert {path: status for path, (status, _) in found.items()} == dict.fromkeys(found, 200)
+    assert len(found) == 3
+    assert "applied 1" in done[1].output
+    with pytest.raises(urllib.error.URLError):
+        ask(port, "/healthz")
+    assert repo.vectors().found[0]
+
+
+def test_status_watches_from_anywhere(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    metrics = StreamMetrics()
+    metrics.published("user_embedding", 3)
+    with Health(metrics, {}).serving(port=0) as port:
+        url = f"http://127.0.0.1:{port}/metrics"
+        done = CliRunner().invoke(app, ["status", "--watch", "--url", url, "--times", "1"])
+    assert done.exit_code == 0
+    assert "user_embedding" in done.output
