@@ -2,8 +2,9 @@
 
 An encoder learned from the days before 2017-10-07 and is frozen (see ``globo.py``). Two days are replayed: before a
 sample of their clicks, the next article is to be found among all, given the vector that a policy would have served.
-The items are the same for every policy: those that the encoder knows. What becomes of the others, when they stand where
-the users before them stood, is shown for the reference, and in the tables of age.
+The items are the same for every policy and age. Those that the encoder never saw stand, hour by hour, where
+the users before their clicks stood: at the mean vector, as long as those of trained items, times n / (n + 20) where n
+users came (weighed so, a chance click is no match for a trained item). Other ways, and none, are shown beside it.
 
     python benchmarks/policies.py --data globo_clicks_1001_1008.parquet --encoder globo_encoder
 """
@@ -174,12 +175,18 @@ def frontier(world: World, end: int, resamples: int, baselines: list[str]) -> tu
     questions = Questions(world.task.users, world.task.histories.as_of)
     replay = Backtest(world.histories, world.encoder, questions, TRAIN_END_US, end)
     replayed = replay.run(candidates())
-    methods = {each.candidate.name: world.scorer(each.vectors) for each in replayed}
+    variants = world.variants()
+    methods = {each.candidate.name: world.scorer(each.vectors, variants[WEIGHED]) for each in replayed}
     exact = next(each for each in replayed if each.candidate.name == REFERENCE)
-    for name, unseen in world.variants().items():
-        methods[f"{REFERENCE}, unseen: {name}"] = world.scorer(exact.vectors, unseen)
+    methods |= apart(world, exact.vectors, f"{REFERENCE}, ")
     found = evaluate(world.task, methods, baselines=baselines, resamples=resamples)
     return Frontier.of(replayed, found, REFERENCE), found, list(methods)
+
+
+def apart(world: World, users: Float32s, prefix: str = "") -> dict[str, Scorer]:
+    """The same user vectors against each kind of vectors of unseen items, and against none."""
+    kinds = {**world.variants(), "unranked": None}
+    return {f"{prefix}unseen: {kind}": world.scorer(users, unseen) for kind, unseen in kinds.items()}
 
 
 def staleness(world: World, resamples: int) -> tuple[dict[str, Evaluation], dict[str, int]]:
@@ -230,7 +237,7 @@ def show_methods(console: Console, found: Evaluation, names: list[str]) -> None:
     for column in ("method", "HR@10", "NDCG@10", "seen: HR@10", "unseen: HR@10", "coverage@10"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, scores in found.methods.items():
-        if name == REFERENCE or ", unseen: " in name or name not in names:
+        if name == REFERENCE or "unseen: " in name or name not in names:
             cells = [("all", "hr@10"), ("all", "ndcg@10"), ("seen", "hr@10"), ("unseen", "hr@10")]
             shown = [str(scores.estimates[group][measure]) for group, measure in cells]
             table.add_row(name, *shown, f"{scores.coverage[10]:.3f}")
@@ -283,8 +290,11 @@ def run_staleness(behaviors: Behaviors, encoder: Encoder, options: argparse.Name
     found, counts = staleness(world, options.resamples)
     show_staleness(console, found, counts)
     draw_staleness(options.plots / "staleness.png", found)
+    kinds = apart(world, encoder.encode(world.task.histories))
+    unseen = evaluate(world.task, kinds, baselines=options.baselines, resamples=options.resamples)
+    show_methods(console, unseen, list(kinds))
     ages = {unit: evaluation.to_json() for unit, evaluation in found.items()}
-    return {"days": options.days, "questions": counts, **ages}
+    return {"days": options.days, "questions": counts, **ages, "unseen items": unseen.to_json()}
 
 
 def run_policies(behaviors: Behaviors, encoder: Encoder, options: argparse.Namespace, console: Console) -> Figures:
