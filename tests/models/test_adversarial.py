@@ -16,7 +16,7 @@ CONFIG = AdversarialTraining(
     encoder=AutoEncoderConfig(dim=5, context=20),
     batch_entities=32,
     learning_rate=3e-3,
-    max_epochs=24,
+    max_epochs=40,
     average_decay=0.9,
     validation_entities=0,
     critic_hidden=32,
