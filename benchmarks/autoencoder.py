@@ -73,7 +73,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], Evaluation]:
     split = random_split(options.data, options.seed)
     task = split.task(split.test)
     runs, seconds = {}, {}
-    for name, config in CONFIGS.items():
+    chosen = {name: config for name, config in CONFIGS.items() if options.only in name}
+    for name, config in chosen.items():
         started = time.monotonic()
         runs[name] = trained(split, config, options.minutes, options.seed)
         seconds[name] = time.monotonic() - started
@@ -85,7 +86,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], Evaluation]:
     seconds["EASE"] = evaluation.methods["EASE"].seconds + time.monotonic() - started
     sample = split.training.take(np.random.default_rng(options.seed).choice(len(split.training), 500, replace=False))
     first = next(iter(runs.values())).encoder
-    draw_reconstruction(first, sample.take(np.arange(40)), options.out.with_suffix(".png"))
+    if not options.only:
+        draw_reconstruction(first, sample.take(np.arange(40)), options.out.with_suffix(".png"))
     rows = {
         name: {
             "ndcg10": asdict(scores.estimates["all"]["ndcg@10"]),
@@ -139,12 +141,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get(DATA_VARIABLE), help=f"or ${DATA_VARIABLE}")
     parser.add_argument("--minutes", type=float, default=2.0, help="time limit of each training")
+    parser.add_argument("--only", default="", help="methods whose name holds this; the others stay in the results")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results, _ = run(options)
+    if options.only and options.out.exists():
+        before = json.loads(options.out.read_text())
+        for part in ("methods", "training"):
+            results[part] = {**before[part], **results[part]}
+        results["machine"], results["command"] = before["machine"], before["command"]
     show(results)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=2) + "\n")

@@ -130,6 +130,19 @@ def served(folder: Path, config: TrainingConfig | AutoEncoderTraining, learn: Pa
     return learned, Rows(*(np.concatenate([getattr(row, name) for row in rows]) for name in names))
 
 
+def _served_once(
+    folder: Path, config: TrainingConfig | AutoEncoderTraining, learn: Pairs, serve: Pairs
+) -> tuple[Rows, Rows]:
+    """As `served`, kept beside the repo for a run with ``--keep``."""
+    kept, names = folder.with_suffix(".npz"), ("user_ids", "item_ids", "users", "items")
+    if not kept.exists():
+        sides = zip(("learned", "online"), served(folder, config, learn, serve), strict=True)
+        np.savez(kept, **{f"{side} {name}": getattr(rows, name) for side, rows in sides for name in names})
+    with np.load(kept, allow_pickle=False) as arrays:
+        learned, online = (Rows(*(arrays[f"{side} {name}"] for name in names)) for side in ("learned", "online"))
+    return learned, online
+
+
 def ndcg(scores: np.ndarray, pairs: Pairs, households: np.ndarray) -> np.ndarray:
     """NDCG@10 of each household's candidates, float64 [H]; ties share the mean of their ranks."""
     owner = np.searchsorted(households, pairs.frame["user_id"].to_numpy())
@@ -180,15 +193,18 @@ def _estimate(values: np.ndarray) -> Estimate:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Everything as JSON values."""
     load_before = os.getloadavg()
-    shutil.rmtree(options.folder, ignore_errors=True)
+    if not options.keep:
+        shutil.rmtree(options.folder, ignore_errors=True)
     folder = options.folder.resolve()
-    folder.mkdir(parents=True)
-    write_journey(folder / "behaviors.parquet")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "behaviors.parquet").exists():
+        write_journey(folder / "behaviors.parquet")
     trainings = encoders(options.minutes, options.seed)
     folders = {name: folder / name.split()[0] for name in trainings}
-    for path in folders.values():
+    made = [path for path in folders.values() if not path.with_suffix(".npz").exists()]
+    for path in made:
         make_repo(path, 'Full(every="7d")', folder / "behaviors.parquet")
-    feast_apply(list(folders.values()))
+    feast_apply(made)
     with contextlib.chdir(next(iter(folders.values()))):
         log = _log()
     rng = np.random.default_rng(options.seed)
@@ -196,7 +212,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     features, seconds = {}, {}
     for name, config in trainings.items():
         started = time.monotonic()
-        features[name] = served(folders[name], config, learn, serve)
+        features[name] = _served_once(folders[name], config, learn, serve)
         seconds[name] = time.monotonic() - started
     first = next(iter(features.values()))
     both = tuple(one.beside(two) for one, two in zip(features["sequence"], features["autoencoder"], strict=True))
@@ -240,6 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1.0, help="time limit of each encoder's training")
     parser.add_argument("--folder", type=Path, default=Path(".demo/ranker"), help="where to work; made anew")
+    parser.add_argument("--keep", action="store_true", help="take up what a stopped run left in the folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
