@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -28,8 +28,15 @@ from feast_embeddings.models.errors import (
     OnlineStoreError,
     SpaceError,
 )
-from feast_embeddings.transformations.session import Columns, SessionSpec, serve_sessions_with, session_spec_of
+from feast_embeddings.transformations.session import (
+    SESSION_INPUTS,
+    Columns,
+    SessionSpec,
+    serve_sessions_with,
+    session_spec_of,
+)
 from feast_embeddings.transformations.session_histories import session_histories
+from feast_embeddings.transformations.tags import HISTORY_FEATURES
 
 _log = logging.getLogger(__name__)
 KEPT: Final = 4
@@ -117,6 +124,7 @@ def warm_up(store: FeatureStore) -> list[str]:
             loaded = _encoder_of(Answer(online, store.config, {}), spec)
         except SpaceError:
             continue
+        session_histories(spec, _some_request(spec), now_us(), loaded.encoder.context)
         for length in _WARM_LENGTHS:
             some = _some_history(spec, min(length, loaded.encoder.context))
             loaded.encode(some, exact=spec.exact)
@@ -206,6 +214,12 @@ def _some_history(spec: SessionSpec, length: int) -> HistoryBatch:
         values=np.full(length, np.nan, np.float32),
         as_of=np.array([length], np.int64),
     )
+
+
+def _some_request(spec: SessionSpec) -> Columns:
+    cells = ("" if spec.contract.item_dtype == "string" else 0, spec.contract.type_names[0], 0, 0.0)
+    stored: dict[str, list[Any]] = {name: [None] for name in HISTORY_FEATURES}
+    return stored | {name: [[cell]] for name, cell in zip(SESSION_INPUTS, cells, strict=True)}
 
 
 def _check(spec: SessionSpec, encoder: Encoder) -> None:

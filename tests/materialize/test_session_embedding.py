@@ -14,10 +14,10 @@ from repo_fixture import DAY, HOUR, USERS, MakeRepo, SmallRepo, at, day, tiny_en
 from session_fixture import SESSION, ask, declare_session, matrix, rows_of, session_repo
 from ticks_fixture import started, tick_at
 
-from feast_embeddings.materialize import online_writes, session, request_metrics
+from feast_embeddings.materialize import online_writes, request_metrics, session
 from feast_embeddings.materialize.manifest import FillRef, Manifest
 from feast_embeddings.materialize.stores import online_store_of
-from feast_embeddings.models.errors import ArtifactError, DeclarationError, SpaceError
+from feast_embeddings.models.errors import ArtifactError, DeclarationError, OnlineStoreError, SpaceError
 from feast_embeddings.transformations import session_embedding_view
 from feast_embeddings.transformations.session import session_spec_of
 
@@ -248,6 +248,13 @@ def test_a_server_that_starts_before_the_first_generation_only_warns(
     session.ENCODERS._loaded.clear()
     session.warm_up_quietly(repo.store.config)
     assert "Session views are not warm" in caplog.text
+
+
+def test_outside_of_an_online_read_there_is_no_generation_to_answer_in(make_repo: MakeRepo) -> None:
+    _, store = session_repo(make_repo)
+    view = store.get_on_demand_feature_view("session_embedding")
+    with pytest.raises(OnlineStoreError, match="answers online reads only"):
+        view.feature_transformation.udf({"user_id": [1]})
 
 
 # ── declaration ──────────────────────────────────────────────────────────────────────────────────────────
