@@ -9,7 +9,7 @@ TORCH   = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types wheel bench-online-retail bench-autoencoder bench-generator bench-ranker bench-quality bench-policies bench-online faults concurrency fuzz bench-text bench-explain bench-compression bench-session bench-freshness clean
+.PHONY: help setup demo test lint types wheel bench-online-retail bench-autoencoder bench-generator bench-ranker bench-quality bench-encode bench-policies bench-online faults concurrency fuzz bench-text bench-explain bench-compression bench-session bench-freshness clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -56,6 +56,9 @@ wheel: setup  ## build the wheel and the source archive into dist/
 bench-quality: setup  ## measure ranking quality on MovieLens-1M: make bench-quality DATA=path/to/ml-1m
 	@test -n '$(DATA)' || { echo 'bench-quality: say where the data is, DATA=path/to/ml-1m' >&2; exit 1; }
 	@$(BIN)/python benchmarks/quality_ml1m.py --data '$(DATA)'
+
+bench-encode: setup  ## measure encoding: batches, bf16, one request, one behavior more (DATA=path/to/ml-1m for its lengths)
+	@$(BIN)/python benchmarks/encode.py $(if $(DATA),--data '$(DATA)')
 
 bench-policies: setup  ## measure staleness, policies and behavior types: make bench-policies DATA=clicks.parquet TAOBAO=shop.parquet
 	@test -n '$(DATA)$(TAOBAO)' || { echo 'bench-policies: say where the data is, DATA=… or TAOBAO=…' >&2; exit 1; }

@@ -54,7 +54,7 @@ class Block(nn.Module):
         q, k, v = self.projected(x)
         return self.joined(x, mixed(q, k, v, bias))
 
-    def last(self, x: torch.Tensor, columns: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def last(self, x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """What ``forward`` gives at one of the ``columns`` (B,) of each row: states (B, D), for half of the work.
 
         Padding is on the right, so no real position ever sees it.
@@ -62,7 +62,8 @@ class Block(nn.Module):
         rows = torch.arange(len(x), device=x.device)
         q, k, v = self.projected(x)
         asked = q[rows, :, columns][:, :, None]  # (B, H, 1, D / H)
-        attended = mixed(asked, k, v, bias[:, columns].transpose(0, 1)[:, :, None])[:, 0]  # (B, D)
+        distance = columns[:, None, None] - torch.arange(x.shape[1], device=x.device)  # (B, 1, L)
+        attended = mixed(asked, k, v, self.bias_of(distance).transpose(0, 1))[:, 0]  # (B, D)
         padded = torch.arange(max(len(x), _LEAST_ROWS), device=x.device) % len(x)
         return self.joined(x[rows, columns][padded], attended[padded])[: len(x)]
 
@@ -77,8 +78,8 @@ class Block(nn.Module):
 
     def causal_bias(self, width: int) -> torch.Tensor:
         """Bias (H, L, L) of L behaviors, queries first: -inf where a query may not look."""
-        at = torch.arange(width, device=self.distance_bias.device)
-        return self.bias_of(at[:, None] - at)
+        distance = width - 1 - torch.arange(2 * width - 1, device=self.distance_bias.device)
+        return self.bias_of(distance).unfold(1, width, 1).flip(1)  # row i of a Toeplitz matrix begins at -i
 
     def bias_of(self, distance: torch.Tensor) -> torch.Tensor:
         """Bias (H, …) of keys that lie ``distance`` (…) behaviors back; -inf before 0 and from ``span`` on."""
@@ -108,9 +109,13 @@ class Block(nn.Module):
 def mixed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Attention (B, Q, D) of queries (B, H, Q, D / H) to keys and values (B, H, K, D / H).
 
-    Written out: with a bias that is trained, torch has no fused kernel for a CPU, and its fused one without a bias
-    is slower in the backward pass at these lengths.
+    Written out in training: with a bias that learns, torch has no fused kernel for a CPU, and its fused one without
+    a bias is slower in the backward pass at these lengths. For a single query as well: the fused one then divides the
+    keys among threads, and adds in an order that depends on their number.
     """
+    if not torch.is_grad_enabled() and q.shape[2] > 1:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        return out.transpose(1, 2).flatten(2)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, Q, K)
     shares = torch.softmax(scores + bias, dim=-1).to(v.dtype)  # in float32, where the bias is
     return (shares @ v).transpose(1, 2).flatten(2)

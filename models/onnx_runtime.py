@@ -164,10 +164,12 @@ class _OneHistory(nn.Module):
     ) -> torch.Tensor:
         x = self.encoder.embedded(Tokens(items, types, gaps, values))  # (1, L, D)
         *before, final = blocks_of(self.encoder)
+        at = torch.arange(x.shape[1])
+        distance = at[:, None] - at  # written out: the exporter knows no other way for a length that varies
         for block in before:
-            x = block(x, block.causal_bias(x.shape[1]))
+            x = block(x, block.bias_of(distance))
         q, k, v = final.projected(x)
-        attended = mixed(q[:, :, -1:], k, v, final.causal_bias(x.shape[1])[:, -1:])
+        attended = mixed(q[:, :, -1:], k, v, final.bias_of(distance[-1:]))
         out: torch.Tensor = self.encoder.norm(final.joined(x[:, -1], attended[:, 0]))
         return out
 

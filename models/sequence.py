@@ -114,18 +114,21 @@ class SequenceEncoder(nn.Module):
     def forward(self, tokens: Tokens) -> torch.Tensor:
         """Final-normed states (B, L, D) of padded tokens [B, L]."""
         x = self.embedded(tokens)
-        for block, bias in zip(self._blocks(), self._biases(x.shape[1]), strict=True):
-            x = block(x, bias)
+        for block in self._blocks():
+            x = block(x, block.causal_bias(x.shape[1]))
         states: torch.Tensor = self.norm(x)
         return states
 
     def last_states(self, tokens: Tokens, last: torch.Tensor, biases: list[torch.Tensor]) -> torch.Tensor:
-        """Final-normed states (B, D) at columns ``last`` (B,) of padded tokens [B, L]."""
+        """Final-normed states (B, D) at columns ``last`` (B,) of padded tokens [B, L].
+
+        The ``biases`` are `Block.causal_bias` of all blocks but the last.
+        """
         x = self.embedded(tokens)
         *before, final = self._blocks()
-        for block, bias in zip(before, biases, strict=False):
+        for block, bias in zip(before, biases, strict=True):
             x = block(x, bias)
-        states: torch.Tensor = self.norm(final.last(x, last, biases[-1]))
+        states: torch.Tensor = self.norm(final.last(x, last))
         return states
 
     def embedded(self, tokens: Tokens) -> torch.Tensor:
@@ -142,9 +145,6 @@ class SequenceEncoder(nn.Module):
 
     def _blocks(self) -> list[Block]:
         return [cast(Block, block) for block in self.blocks]
-
-    def _biases(self, width: int) -> list[torch.Tensor]:
-        return [block.causal_bias(width) for block in self._blocks()]
 
     def encode(self, batch: HistoryBatch) -> Float32s:
         """Vectors of histories, float32 [B, dim]: from the last ``context`` behaviors, zeros where there are none.
@@ -187,24 +187,26 @@ class SequenceEncoder(nn.Module):
     def evaluating(self) -> Iterator[None]:
         """Meanwhile the encoder is in evaluation mode and its precision, and nothing is recorded for gradients."""
         was_training = self.training
-        self.eval()
+        if was_training:  # walking all modules takes a tenth of a request
+            self.eval()
         try:
             with torch.inference_mode(), autocast(self.device, self.precision):
                 yield
         finally:
-            self.train(was_training)
+            if was_training:
+                self.train()
 
     def _encode(self, batch: HistoryBatch, *, fixed: bool) -> Float32s:
         batch = latest(batch, self.context)
         tokens = Tokens.of(batch, self.items, self.normalizer, len(self.behavior_types))
-        biases: list[torch.Tensor] = []
+        biases: dict[int, list[torch.Tensor]] = {}
 
         def compute(padded: Tokens, lengths: torch.Tensor) -> torch.Tensor:
-            nonlocal biases
             width = padded.items.shape[1]
-            if not biases or biases[0].shape[-1] != width:  # chunks of a width follow one another
-                biases = self._biases(width)
-            return self.last_states(padded, (lengths - 1).clamp(min=0), biases)
+            if width not in biases:
+                biases.clear()  # chunks of a width follow one another
+                biases[width] = [block.causal_bias(width) for block in self._blocks()[:-1]]
+            return self.last_states(padded, (lengths - 1).clamp(min=0), biases[width])
 
         with self.evaluating():
             return in_chunks(batch, tokens, widths_to(self.context), self.dim, compute, self.device, fixed=fixed)
