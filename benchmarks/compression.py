@@ -34,6 +34,7 @@ from feast_embeddings.models import (
     Encoder,
     HistoryBatch,
     OnnxEncoder,
+    Ragged,
     SequenceEncoder,
     StorableEncoder,
     compressed,
@@ -107,6 +108,22 @@ def _saved(encoder: StorableEncoder, folder: Path) -> Path:
     return folder
 
 
+def sampled(task: RankingTask, users: int) -> RankingTask:
+    """The questions of some users, drawn at random; the catalogue stays whole."""
+    rows = np.sort(np.random.default_rng(0).choice(len(task), users, replace=False)).astype(np.int64)
+    assert task.filtered is not None
+    parts = [_taken(part, rows) for part in (task.targets, task.filtered)]
+    histories = task.histories.take(rows)
+    return replace(task, histories=histories, targets=parts[0], filtered=parts[1], users=task.users[rows])
+
+
+def _taken(ragged: Ragged, rows: np.ndarray) -> Ragged:
+    lengths = np.diff(ragged.offsets)[rows]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    flat = np.repeat(ragged.offsets[:-1][rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return Ragged(offsets, ragged.rows[flat])
+
+
 def quality(task: RankingTask, row: Contestant, encoded: dict[int, Float32s]) -> dict[str, np.ndarray]:
     """``hr@10`` and ``ndcg@10`` of each question; ``encoded`` keeps what an encoder made before."""
     if id(row.encoder) not in encoded:
@@ -146,11 +163,12 @@ class _Now:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Everything, as JSON values."""
     load_before = os.getloadavg()
-    task = leave_last_out(read_sequences(options.data))
+    whole = leave_last_out(read_sequences(options.data))
+    task = sampled(whole, options.users) if options.users else whole
     long = np.flatnonzero(task.histories.lengths >= options.length)[:256]
     batch = latest(task.histories.take(long.astype(np.int64)), options.length)
     with tempfile.TemporaryDirectory() as folder:
-        rows = contestants(options, task, Path(folder))
+        rows = contestants(options, whole, Path(folder))
         encoded: dict[int, Float32s] = {}
         found = {name: quality(task, row, encoded) for name, row in rows.items()}
         results = {name: _row(name, row, found, task) for name, row in rows.items()}
@@ -212,6 +230,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
         "--matryoshka", type=Path, default=Path(".demo/ml1m-matryoshka"), help="the same, with prefixes"
     )
     parser.add_argument("--minutes", type=float, default=10, help="of training, where there is no artifact")
+    parser.add_argument("--users", type=int, help="measure quality on so many of them, drawn at random; default: all")
     parser.add_argument("--length", type=int, default=50, help="movies of the histories that are timed")
     parser.add_argument("--runs", type=int, default=3, help="times that 256 single requests are timed")
     parser.add_argument("--out", type=Path, default=RESULTS)
