@@ -80,6 +80,25 @@ def test_sync_and_async_reads_give_the_same_beside_other_features(make_repo: Mak
     assert not {"session_items", "history__history_times", "history_times"} & set(sync)
 
 
+def test_rows_may_be_dictionaries_and_values_may_be_missing(make_repo: MakeRepo) -> None:
+    repo, _ = session_repo(make_repo)
+    store = declare_session(repo, "session_priced", exact=True, with_values=True)
+    row = {"session_items": [101, 102], "session_types": ["view", "purchase"], "session_times": [day(4), day(4) + 1]}
+    rows = [
+        {"user_id": 1, **row, "session_values": [None, 2.5]},
+        {"user_id": 2, **row, "session_values": [1.5, None]},
+        {"user_id": 3, **{name: [] for name in row}, "session_values": []},
+    ]
+    features = ["session_priced:session_priced"]
+    with at(day(5)):
+        by_row = store.get_online_features(features, rows).to_dict()["session_priced"]
+        columns = {name: [each[name] for each in rows] for name in rows[0]}
+        assert store.get_online_features(features, columns).to_dict()["session_priced"] == by_row
+        nothing = [{**rows[2], "user_id": 900}]
+        assert store.get_online_features(features, nothing).to_dict()["session_priced"] == [None]
+    assert [len(vector) for vector in by_row] == [8, 8, 8]
+
+
 def test_without_a_stored_history_the_session_is_all_there_is(make_repo: MakeRepo) -> None:
     _, store = session_repo(make_repo)
     rows = {"user_id": [900, 901], "session_items": [[101, 102], None], "session_types": [["view", "purchase"], None]}
