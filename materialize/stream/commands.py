@@ -1,4 +1,4 @@
-"""The stream on the command line: ``feast-embeddings stream | append | replay | nearest``."""
+"""The stream on the command line: ``feast-embeddings stream | append | replay | compact | nearest``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.materialize.stream.health import LOOPBACK, health_of
 from feast_embeddings.materialize.stream.redis_streams import agreed_partitions, append_behaviors
 from feast_embeddings.materialize.stream.replay import lines_of, replay_stream
-from feast_embeddings.materialize.stream.stream_job import SourceOptions, make_worker, user_spec
+from feast_embeddings.materialize.stream.stream_job import SourceOptions, compaction_of, make_worker, user_spec
 from feast_embeddings.materialize.stream.worker import StreamOptions
-from feast_embeddings.materialize.workspace import behaviors_of, embedding_specs
+from feast_embeddings.materialize.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations import contract_of
 from feast_embeddings.transformations.durations import duration_us
@@ -129,11 +129,19 @@ def replay(repo: Repo = Path(), view: View = None) -> None:
         raise typer.Exit(1)
 
 
+def compact(repo: Repo = Path(), view: View = None) -> None:
+    """Put the small files of published micro-batches together; workers do it by themselves every half minute."""
+    store = _store(repo)
+    done = compaction_of(store, Workspace.of(store.config), user_spec(store, view)).run()
+    typer.echo(f"{done.merged:,} files merged into {done.made:,}; {done.removed:,} removed")
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command("stream")(stream)
     app.command("append")(append)
     app.command("replay")(replay)
+    app.command("compact")(compact)
     app.command("nearest")(show_nearest)
 
 

@@ -215,9 +215,21 @@ def part_name(view: str, tick: int) -> str:
     return f"stream-{quote(view, safe='')}-{tick:012d}.parquet"
 
 
+def range_name(view: str, first: int, last: int) -> str:
+    """Name of the file that several ticks' behaviors are compacted into."""
+    return f"stream-{quote(view, safe='')}-{first:012d}-{last:012d}.parquet"
+
+
+def part_range(path: Path, view: str) -> tuple[int, int]:
+    """First and last tick of a file that ticks of ``view`` appended, or that was compacted from such files."""
+    numbers = path.stem[len(f"stream-{quote(view, safe='')}-") :]
+    first, _, last = numbers.partition("-")
+    return int(first), int(last or first)
+
+
 def parts_of(folder: Path, view: str) -> list[Path]:
     """Files that ticks of a view appended to the behavior log, oldest first; compacted ones too."""
-    return sorted(folder.glob(f"stream-{quote(view, safe='')}-*.parquet"))
+    return sorted(folder.glob(f"stream-{quote(view, safe='')}-[0-9]*.parquet"))
 
 
 def rows_of_ticks(folder: Path, view: str, numbers: list[int]) -> pa.Table | None:
@@ -225,8 +237,7 @@ def rows_of_ticks(folder: Path, view: str, numbers: list[int]) -> pa.Table | Non
     wanted = pa.array(numbers, pa.int64())
     found = []
     for path in parts_of(folder, view):
-        first, _, last = path.stem.rpartition("stream-")[2][len(quote(view, safe="")) + 1 :].partition("-")
-        if numbers and int(last or first) >= min(numbers):
+        if numbers and part_range(path, view)[1] >= min(numbers):
             table = pq.read_table(path, partitioning=None)
             found.append(table.filter(pc.is_in(table[TICK], wanted)).replace_schema_metadata(None))
     return pa.concat_tables(found).sort_by(TICK) if found else None

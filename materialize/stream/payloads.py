@@ -162,20 +162,32 @@ def _json_table(payloads: list[bytes], contract: BehaviorContract) -> pa.Table |
     plain = lines.count(b"\n") == len(payloads) - 1 and all(p[:1] == b"{" and p[-1:] == b"}" for p in payloads)
     if not plain or b'"' not in lines:
         return None
-    schema = raw_schema(contract)
-    times = [name for name, kind in zip(schema.names, schema.types, strict=True) if kind == TIMESTAMP]
-    asked = pa.schema([(each.name, pa.string() if each.name in times else each.type) for each in schema])
-    options = pj.ParseOptions(explicit_schema=asked, unexpected_field_behavior="ignore")
     try:
         lines.decode()  # Arrow takes any bytes for text
+    except UnicodeDecodeError:
+        return None
+    for written in (pa.string(), pa.int64()):  # times are all ISO text, or all microseconds
+        table = _parsed(lines, len(payloads), contract, written)
+        if table is not None:
+            return table
+    return None
+
+
+def _parsed(lines: bytes, count: int, contract: BehaviorContract, written: pa.DataType) -> pa.Table | None:
+    schema = raw_schema(contract)
+    times = [each.name for each in schema if each.type == TIMESTAMP]
+    asked = pa.schema([(each.name, written if each.name in times else each.type) for each in schema])
+    options = pj.ParseOptions(explicit_schema=asked, unexpected_field_behavior="ignore")
+    try:
         table = pj.read_json(io.BytesIO(lines), _READ, options)
-        if table.num_rows != len(payloads):
+        if table.num_rows != count:
             return None
         for name in times:
             at = table.column_names.index(name)
-            table = table.set_column(at, name, _times(table[name], contract))
+            column = table[name].cast(TIMESTAMP) if written == pa.int64() else _times(table[name], contract)
+            table = table.set_column(at, name, column)
         return table.select(schema.names).cast(schema)
-    except (pa.ArrowException, UnicodeDecodeError, ValueError):
+    except (pa.ArrowException, ValueError):
         return None
 
 

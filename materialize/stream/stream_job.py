@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -13,6 +15,7 @@ from feast import FeatureStore
 from feast_embeddings.materialize.leases import Lease
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.stores import online_store_of
+from feast_embeddings.materialize.stream.compaction import Compaction
 from feast_embeddings.materialize.stream.contract import Source
 from feast_embeddings.materialize.stream.kafka import Kafka, partitions_of
 from feast_embeddings.materialize.stream.lane import OnTick
@@ -20,6 +23,7 @@ from feast_embeddings.materialize.stream.members import parts_folder
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
 from feast_embeddings.materialize.stream.parquet_replay import ParquetReplay
 from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
+from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
 from feast_embeddings.materialize.stream.stream_ticks import StreamTicks
 from feast_embeddings.materialize.stream.worker import StreamOptions, StreamWorker
 from feast_embeddings.materialize.views import EmbeddingSpec
@@ -54,7 +58,7 @@ def make_worker(
     source: SourceOptions | None = None,
     options: StreamOptions | None = None,
     metrics: StreamMetrics | None = None,
-    background: Callable[[], None] | None = None,
+    compact_every_s: float = 30.0,
     on_tick: OnTick | None = None,
 ) -> StreamWorker:
     """A worker of one embedding view; its ``run()`` works until it is stopped.
@@ -85,10 +89,44 @@ def make_worker(
     def make_ticks(lease: Lease, lane: str) -> StreamTicks:
         return StreamTicks(workspace, online, store.config, spec, log, lease, lane, options.lateness_us)
 
+    compaction = compaction_of(store, workspace, spec)
+    tidy = InBackground(compaction.run, compact_every_s)
     name = {"redis": spec.behaviors, "kafka": source.topic, "parquet": Path(source.path).name}[source.kind]
     return StreamWorker(
-        workspace.ledger, project, spec.view, name, open_source, make_ticks, options, metrics, background, on_tick
+        workspace.ledger, project, spec.view, name, open_source, make_ticks, options, metrics, tidy, on_tick
     )
+
+
+def compaction_of(store: FeatureStore, workspace: Workspace, spec: EmbeddingSpec) -> Compaction:
+    """What puts the small files of a view's stream together."""
+    folder = parts_folder(behavior_log_of(store, workspace, spec).path) or workspace.root
+    return Compaction(StreamLedger(workspace.ledger), store.project, spec.view, workspace.log(spec), folder)
+
+
+class InBackground:
+    """Runs something now and then in a thread of its own, never twice at once; what it raises is raised here later."""
+
+    def __init__(self, work: Callable[[], object], every_s: float) -> None:
+        self._work, self._every_s = work, every_s
+        self._next = time.monotonic() + every_s
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def __call__(self) -> None:
+        """To be called often."""
+        if self._error is not None:
+            raise self._error
+        if time.monotonic() < self._next or (self._thread is not None and self._thread.is_alive()):
+            return
+        self._next = time.monotonic() + self._every_s
+        self._thread = threading.Thread(target=self._guarded, daemon=True)
+        self._thread.start()
+
+    def _guarded(self) -> None:
+        try:
+            self._work()
+        except Exception as error:
+            self._error = error
 
 
 def user_spec(store: FeatureStore, view: str | None) -> EmbeddingSpec:

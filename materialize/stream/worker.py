@@ -176,15 +176,13 @@ class StreamWorker:
                 self._take(name, lane_partitions(number, self.options.lanes, self.options.partitions))
 
     def _take(self, name: str, partitions: tuple[int, ...]) -> None:
-        others = [
-            each
-            for each in lanes_held(self.ledger, self.project, self.view)
-            if not each.endswith(f"/{self.options.lanes}")
-        ]
+        held = lanes_held(self.ledger, self.project, self.view)
+        names = [each.rpartition(" ")[2] for each in held]
+        others = [each for each in names if "/" in each and not each.endswith(f"/{self.options.lanes}")]
         if others:
             raise DeclarationError(
-                f"The stream of view {self.view!r} is being worked on in another number of lanes ({others[0]}): give "
-                "all workers the same --lanes, or stop the others first."
+                f"The stream of view {self.view!r} is being worked on in another number of lanes (lane {others[0]}): "
+                "give all workers the same --lanes, or stop the others first."
             )
         lease = Lease(self.ledger, lane_resource(self.project, self.view, name), self.options.lease_s)
         try:

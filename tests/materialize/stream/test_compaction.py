@@ -1,0 +1,114 @@
+"""Small files become few, and nothing that reads return changes."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from repo_fixture import USERS, MakeRepo, SmallRepo, at, day
+from stream_fixture import SINCE, by_hand, clicks, send, streamed
+
+from feast_embeddings.materialize.erasure import forget
+from feast_embeddings.materialize.stream.compaction import Compacted, Compaction
+from feast_embeddings.materialize.stream.lanes import paused
+from feast_embeddings.materialize.stream.replay import replay_stream
+from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
+
+pytestmark = pytest.mark.filterwarnings("ignore:Stream feature views are experimental:RuntimeWarning")
+TICKS = 12
+
+
+@pytest.fixture
+def repo(make_repo: MakeRepo) -> SmallRepo:
+    """A repo whose stream has had a dozen micro-batches."""
+    made = streamed(make_repo, "Incremental(alpha=0.4)")
+    sent = clicks(TICKS * 6, 1, SINCE, SINCE + 0.5)
+    with at(day(SINCE + 1)) as clock, by_hand(made) as lane:
+        for number in range(TICKS):
+            send(made, sent[number * 6 : number * 6 + 6])
+            assert lane.tick() is not None
+            clock.advance(1_000_000)
+    return made
+
+
+def compaction(repo: SmallRepo, **options: Any) -> Compaction:
+    log, behaviors = repo.workspace.log(repo.spec()), repo.folder / "data" / "behaviors"
+    stream = StreamLedger(repo.workspace.ledger)
+    return Compaction(stream, repo.project, "user_embedding", log, behaviors, **{"fewest": 4, "grace_s": 0} | options)
+
+
+def seen(repo: SmallRepo) -> dict[str, Any]:
+    """Everything a reader could see."""
+    log = repo.behaviors(day(SINCE + 2))
+    return {**repo.snapshot(), "behaviors": log.table.sort_by("event_time").to_pydict()}
+
+
+def files(repo: SmallRepo) -> tuple[list[Path], list[Path]]:
+    log = repo.workspace.log(repo.spec()).folder / "live"
+    return sorted(log.glob("*.parquet")), sorted((repo.folder / "data" / "behaviors").glob("stream-*"))
+
+
+def test_rows_and_reads_are_unchanged_and_files_are_few(repo: SmallRepo) -> None:
+    before = seen(repo)
+    assert [len(each) for each in files(repo)] == [TICKS + 2, TICKS]
+    done = compaction(repo).run()
+    assert (done.merged, done.made) == (2 * TICKS, 2)
+    assert [len(each) for each in files(repo)] == [3, 1]
+    assert seen(repo) == before
+    assert all(not each.diverged for each in replay_stream(repo.store))
+    assert compaction(repo).run() == Compacted()
+
+
+def test_merged_files_are_merged_again_with_what_comes_later(repo: SmallRepo) -> None:
+    compaction(repo).run()
+    with at(day(SINCE + 1) + 60_000_000), by_hand(repo) as lane:
+        for number in range(5):
+            send(repo, clicks(4, 10 + number, SINCE, SINCE + 0.5))
+            lane.tick()
+    before = seen(repo)
+    compaction(repo).run()
+    assert [len(each) for each in files(repo)] == [3, 1]
+    assert seen(repo) == before
+    assert all(not each.diverged for each in replay_stream(repo.store))
+
+
+def test_files_that_readers_may_have_listed_stay_for_a_while(repo: SmallRepo) -> None:
+    before = seen(repo)
+    compaction(repo, grace_s=60).run()
+    assert len(files(repo)[0]) == TICKS + 3
+    assert repo.vectors().values.tobytes() == before["user_embedding read"]
+    (merged,) = (path for path in files(repo)[0] if path.stem.count(".") == 1)
+    os.utime(merged, (time.time() - 120, time.time() - 120))
+    compaction(repo, grace_s=60).run()
+    assert len(files(repo)[0]) == 3
+    assert seen(repo) == before
+
+
+def test_a_stop_between_writing_and_removing_is_tidied_up(repo: SmallRepo, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = seen(repo)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", _no_unlink)
+        compaction(repo).run()
+    compaction(repo).run()
+    assert [len(each) for each in files(repo)] == [3, 1]
+    assert seen(repo) == before
+
+
+def _no_unlink(self: Path, missing_ok: bool = False) -> None:
+    if self.suffix == ".parquet" and not self.name.startswith("."):
+        raise KeyboardInterrupt
+
+
+def test_a_pause_keeps_it_out(repo: SmallRepo) -> None:
+    with paused(repo.workspace.ledger, repo.project, "user_embedding"):
+        assert compaction(repo).run() == Compacted()
+
+
+def test_who_is_forgotten_is_gone_from_merged_files_too(repo: SmallRepo) -> None:
+    compaction(repo).run()
+    forget(repo.store, "user", str(USERS[2]))
+    assert USERS[2] not in repo.log()["user_id"].to_pylist()
+    assert USERS[2] not in repo.behaviors(day(SINCE + 2)).entities
