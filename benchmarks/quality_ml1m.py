@@ -190,7 +190,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get(DATA_VARIABLE), help=f"or ${DATA_VARIABLE}")
-    parser.add_argument("--epochs", type=int, default=28, help="over which the learning rate falls to 0")
+    parser.add_argument("--epochs", type=int, default=20, help="over which the learning rate falls to 0")
     parser.add_argument("--minutes", type=float, help="time limit of training, which may end it before the rate is 0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="of torch; 1 is faster than 2 on two busy cores")
