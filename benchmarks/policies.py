@@ -2,9 +2,10 @@
 
 An encoder learned from the days before 2017-10-07 and is frozen (see ``globo.py``). Two days are replayed: before a
 sample of their clicks, the next article is to be found among all, given the vector that a policy would have served.
-The items are the same for every policy and age. Those that the encoder never saw stand, hour by hour, where
-the users before their clicks stood: at the mean vector, as long as those of trained items, times n / (n + 20) where n
-users came (weighed so, a chance click is no match for a trained item). Other ways, and none, are shown beside it.
+For every policy the items are the same: those that the encoder knows. For every age they are the same too, those that it
+never saw among them: they stand, hour by hour, where the users before their clicks stood, at the mean vector, as long
+as those of trained items, times n / (n + 20) where n users came (weighed so, a chance click is no match for a trained
+item). Other ways of placing them, and none, are shown beside it.
 
     python benchmarks/policies.py --data globo_clicks_1001_1008.parquet --encoder globo_encoder
 """
@@ -54,6 +55,7 @@ HOUR_US = 3_600_000_000
 MINUTE_US = 60_000_000
 FOLDED_CLICKS = 30_000
 PRIOR_USERS = 20
+HOURLY = "popularity of the hour before"
 WEIGHED = "means, lengthened and weighed"
 BEHIND = (0, 1, 2, 5, 10)
 MINUTES = (0, 1, 5, 15, 60, 240, 1440)
@@ -101,6 +103,7 @@ class World:
     hour: Int64s
     unseen: Float32s
     support: Int64s
+    popular: Float32s
 
     def scorer(self, users: Float32s, unseen: Float32s | None = None) -> Scorer:
         """Scores of user vectors [Q, dim] of all questions; ``unseen`` [hours, m, dim] are ranked where given."""
@@ -144,7 +147,19 @@ def made(behaviors: Behaviors, encoder: Encoder, days: float, sample: int) -> Wo
     by_time = np.argsort(task.histories.as_of, kind="stable")
     task = replace(task.take(by_time), known=known)
     hour = (task.histories.as_of - TRAIN_END_US) // HOUR_US
-    return World(histories, task, encoder, vectors, hour, *folded(histories, encoder, catalogue, known, end))
+    unseen, support = folded(histories, encoder, catalogue, known, end)
+    return World(histories, task, encoder, vectors, hour, unseen, support, popular_by_hour(histories, catalogue, end))
+
+
+def popular_by_hour(histories: HistoryBatch, catalogue: ItemIndex, end: int) -> Float32s:
+    """Clicks of every item in the hour before each hour, float32 [hours, V]: what is as fresh as unseen items are."""
+    hours = -(-(end - TRAIN_END_US) // HOUR_US)
+    after = (histories.times - TRAIN_END_US) // HOUR_US + 1
+    rows = np.flatnonzero((after >= 0) & (after < hours))
+    columns = catalogue.rows(histories.items[rows]) - 1
+    flat = (after[rows] * len(catalogue) + columns)[columns >= 0]
+    counts = np.bincount(flat, minlength=hours * len(catalogue))
+    return counts.reshape(hours, len(catalogue)).astype(np.float32)
 
 
 def folded(
@@ -175,18 +190,19 @@ def frontier(world: World, end: int, resamples: int, baselines: list[str]) -> tu
     questions = Questions(world.task.users, world.task.histories.as_of)
     replay = Backtest(world.histories, world.encoder, questions, TRAIN_END_US, end)
     replayed = replay.run(candidates())
-    variants = world.variants()
-    methods = {each.candidate.name: world.scorer(each.vectors, variants[WEIGHED]) for each in replayed}
+    methods = {each.candidate.name: world.scorer(each.vectors) for each in replayed}
     exact = next(each for each in replayed if each.candidate.name == REFERENCE)
-    methods |= apart(world, exact.vectors, f"{REFERENCE}, ")
+    for kind, unseen in world.variants().items():
+        methods[f"{REFERENCE}, unseen: {kind}"] = world.scorer(exact.vectors, unseen)
     found = evaluate(world.task, methods, baselines=baselines, resamples=resamples)
     return Frontier.of(replayed, found, REFERENCE), found, list(methods)
 
 
-def apart(world: World, users: Float32s, prefix: str = "") -> dict[str, Scorer]:
+def apart(world: World, users: Float32s) -> dict[str, Scorer]:
     """The same user vectors against each kind of vectors of unseen items, and against none."""
     kinds = {**world.variants(), "unranked": None}
-    return {f"{prefix}unseen: {kind}": world.scorer(users, unseen) for kind, unseen in kinds.items()}
+    scorers = {f"unseen: {kind}": world.scorer(users, unseen) for kind, unseen in kinds.items()}
+    return {**scorers, HOURLY: lambda part: world.popular[world.hour[part]]}
 
 
 def staleness(world: World, resamples: int) -> tuple[dict[str, Evaluation], dict[str, int]]:
@@ -237,7 +253,7 @@ def show_methods(console: Console, found: Evaluation, names: list[str]) -> None:
     for column in ("method", "HR@10", "NDCG@10", "seen: HR@10", "unseen: HR@10", "coverage@10"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, scores in found.methods.items():
-        if name == REFERENCE or "unseen: " in name or name not in names:
+        if name in (REFERENCE, HOURLY) or "unseen: " in name or name not in names:
             cells = [("all", "hr@10"), ("all", "ndcg@10"), ("seen", "hr@10"), ("unseen", "hr@10")]
             shown = [str(scores.estimates[group][measure]) for group, measure in cells]
             table.add_row(name, *shown, f"{scores.coverage[10]:.3f}")
@@ -279,7 +295,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
     for part in options.parts:
         started = time.monotonic()
         figures = PARTS[part](behaviors, encoder, options, console)
-        head = {"space": encoder.space, "command": " ".join(["python", *sys.argv]), **figures}
+        head = {
+            "space": encoder.space,
+            "command": " ".join(["python", sys.argv[0], *(Path(part).name for part in sys.argv[1:])]),
+            **figures,
+        }
         tail = {"seconds": time.monotonic() - started, "machine": machine(load_before)}
         write(options.out / f"{part}.json", head | tail)
 

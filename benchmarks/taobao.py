@@ -174,7 +174,7 @@ def main() -> None:
         "config": asdict(CONFIG),
         "seconds": round(time.monotonic() - started, 1),
         "machine": machine(load_before),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", sys.argv[0], *(Path(part).name for part in sys.argv[1:])]),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n")
