@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     exact, fast = encoder_of("float32"), encoder_of("bf16")
     before, last = split_last(batch)
     states = {name: encoder.encode_with_state(before)[1] for name, encoder in (("float32", exact), ("bf16", fast))}
+    compiled, cold = {}, {}
+    for precision in ("float32", "bf16") if options.compiled else ():
+        compiled[precision] = encoder_of(precision)
+        compiled[precision].compile()
+        started = time.perf_counter()
+        compiled[precision].encode(batch)
+        cold[precision] = time.perf_counter() - started
     seconds = in_turn(
         {
+            **{f"encode, {name}, compiled": partial(side.encode, batch) for name, side in compiled.items()},
             "naive, padded, float32": lambda: naive(exact, batch),
             "encode, float32": lambda: exact.encode(batch),
             "encode, bf16": lambda: fast.encode(batch),
@@ -155,10 +164,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "encode_now, bf16": alone(fast.encode_now, one, options.requests),
             "encode, float32": alone(exact.encode, one, options.requests),
         },
+        "seconds_until_compiled": cold,
         "state_bytes_per_user": {name: state.bytes_per_user for name, state in states.items()},
         "largest_difference_to_float32": {
             "naive": float(np.abs(naive(exact, batch) - whole).max()),
             "bf16": float(np.abs(fast.encode(batch) - whole).max()),
+            **{f"{name}, compiled": float(np.abs(side.encode(batch) - whole).max()) for name, side in compiled.items()},
             "cached, float32": float(np.abs(exact.extend_state(states["float32"], last)[0] - whole).max()),
             "cached, bf16": float(np.abs(fast.extend_state(states["bf16"], last)[0] - whole).max()),
         },
@@ -184,6 +195,7 @@ def show(results: dict[str, Any]) -> None:
         requests.add_row(name, *(f"{row[key]:.2f}" for key in keys))
     console = Console(width=110)
     console.print(table, requests)
+    console.print(f"until compiled: {results['seconds_until_compiled']} s")
     console.print(f"state: {results['state_bytes_per_user']} bytes per user")
     console.print(f"differences: {results['largest_difference_to_float32']}")
     console.print(f"{results['machine']}\n{results['command']}")
@@ -197,6 +209,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compiled", action="store_true", help="also compiled encoders: minutes until they start")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)

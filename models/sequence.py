@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -81,6 +81,7 @@ class SequenceEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
         self._space: tuple[tuple[tuple[int, int], ...], str] | None = None
+        self._compiled: Callable[..., torch.Tensor] | None = None
         self.apply(_initialize)
 
     @property
@@ -100,8 +101,16 @@ class SequenceEncoder(nn.Module):
 
     @property
     def numeric_path(self) -> str:
-        """Device and dtype of ``encode``, such as ``cpu/float32``."""
-        return numeric_path(self.device, self.precision)
+        """Device and dtype of ``encode``, such as ``cpu/float32`` or, compiled, ``cpu/float32/compiled``."""
+        return numeric_path(self.device, self.precision) + ("/compiled" if self._compiled else "")
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles what ``encode`` runs from now on, with `torch.compile` and its arguments.
+
+        The first history of each width then takes seconds to a minute, so it pays where many are encoded. Vectors are
+        on a numeric path of their own; requests and cached states stay as they are.
+        """
+        self._compiled = torch.compile(self.last_states, *args, dynamic=False, **kwargs)
 
     @property
     def space(self) -> str:
@@ -200,13 +209,14 @@ class SequenceEncoder(nn.Module):
         batch = latest(batch, self.context)
         tokens = Tokens.of(batch, self.items, self.normalizer, len(self.behavior_types))
         biases: dict[int, list[torch.Tensor]] = {}
+        states = self._compiled if fixed and self._compiled else self.last_states
 
         def compute(padded: Tokens, lengths: torch.Tensor) -> torch.Tensor:
             width = padded.items.shape[1]
             if width not in biases:
                 biases.clear()  # chunks of a width follow one another
                 biases[width] = [block.causal_bias(width) for block in self._blocks()[:-1]]
-            return self.last_states(padded, (lengths - 1).clamp(min=0), biases[width])
+            return states(padded, (lengths - 1).clamp(min=0), biases[width])
 
         with self.evaluating():
             return in_chunks(batch, tokens, widths_to(self.context), self.dim, compute, self.device, fixed=fixed)
