@@ -2,7 +2,7 @@
 
 An encoder learned from the days before 2017-10-07 and is frozen (see ``globo.py``). Two days are replayed: before a
 sample of their clicks, the next article is to be found among all, given the vector that a policy would have served.
-For every policy the items are the same: those that the encoder knows. For every age they are the same too, those that it
+For every policy the items are the same: those that the encoder knows. For every age they are too, those that it
 never saw among them: they stand, hour by hour, where the users before their clicks stood, at the mean vector, as long
 as those of trained items, times n / (n + 20) where n users came (weighed so, a chance click is no match for a trained
 item). Other ways of placing them, and none, are shown beside it.
