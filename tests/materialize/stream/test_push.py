@@ -12,12 +12,16 @@ import pyarrow as pa
 import pytest
 from feast import FeatureStore
 from repo_fixture import HOUR, MakeRepo, SmallRepo, at, day, moment, rows, tiny_encoder
+from ticks_fixture import started
 
 from feast_embeddings.materialize import request_metrics
+from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.erasure import forget
 from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.materialize.stream.payloads import decode
 from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
+from feast_embeddings.materialize.stream.stream_job import make_worker
+from feast_embeddings.materialize.stream.worker import StreamOptions
 from feast_embeddings.transformations import contract_of
 
 PUSHED = '), push=str("behaviors"'  # closes the rules of the fixture's declaration
@@ -133,3 +137,19 @@ def test_more_rows_than_a_pipeline_call_keep_their_order_per_user(repo: SmallRep
     many = pd.concat([frame(1).assign(item_id=number, at=moment(day(4) + number * HOUR)) for number in range(50)])
     repo.store.push("behaviors", many)
     assert streamed(repo)["item"].to_pylist() == list(range(50))
+
+
+def test_what_is_pushed_changes_what_is_served(make_repo: MakeRepo) -> None:
+    repo = started(make_repo, rules=PUSHED)
+    before = repo.vectors().values
+    now = now_us()
+    repo.store.push("behaviors", frame().assign(at=[moment(now - 1_000_000 + number) for number in range(3)]))
+
+    done = make_worker(repo.store, options=StreamOptions(until_idle_s=0.5)).run()
+
+    assert done.counts["applied"] == 3
+    batch = repo.histories()
+    assert batch.items[batch.offsets[1:4] - 1].tolist() == [101, 102, 103]
+    changed = (repo.vectors().values != before).any(axis=1)
+    assert changed[:3].all()
+    assert not changed[3:].any()
