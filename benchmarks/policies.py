@@ -133,8 +133,8 @@ class World:
         }
 
 
-def made(behaviors: Behaviors, encoder: Encoder, days: float, sample: int) -> World:
-    """The world from the end of training on, for so many days."""
+def questions(behaviors: Behaviors, encoder: Encoder, days: float, sample: int) -> tuple[HistoryBatch, RankingTask]:
+    """Whole histories, and questions before clicks of the days after training, in order of time."""
     end = TRAIN_END_US + round(days * DAY_US)
     longest = int(np.diff(behaviors.offsets).max())
     histories = Histories(behaviors).as_of(behaviors.entities, end, longest)
@@ -143,9 +143,15 @@ def made(behaviors: Behaviors, encoder: Encoder, days: float, sample: int) -> Wo
     task = time_split(
         histories, TRAIN_END_US, until_us=end, catalogue=catalogue, follow=True, sample=sample, filter_seen=True
     )
-    vectors, known = encoder.encode_items(catalogue.ids)
     by_time = np.argsort(task.histories.as_of, kind="stable")
-    task = replace(task.take(by_time), known=known)
+    return histories, replace(task.take(by_time), known=encoder.encode_items(catalogue.ids)[1])
+
+
+def made(behaviors: Behaviors, encoder: Encoder, days: float, sample: int) -> World:
+    """The world from the end of training on, for so many days."""
+    histories, task = questions(behaviors, encoder, days, sample)
+    end, catalogue = TRAIN_END_US + round(days * DAY_US), task.catalogue
+    vectors, known = encoder.encode_items(catalogue.ids)
     hour = (task.histories.as_of - TRAIN_END_US) // HOUR_US
     unseen, support = folded(histories, encoder, catalogue, known, end)
     return World(histories, task, encoder, vectors, hour, unseen, support, popular_by_hour(histories, catalogue, end))
@@ -317,6 +323,16 @@ def run_staleness(behaviors: Behaviors, encoder: Encoder, options: argparse.Name
     return {"days": options.days, "questions": counts, **ages, "unseen items": unseen.to_json()}
 
 
+def run_hourly(behaviors: Behaviors, encoder: Encoder, options: argparse.Namespace, console: Console) -> Figures:
+    """What counting the clicks of the hour before achieves, on the questions of the tables of age."""
+    histories, task = questions(behaviors, encoder, options.days, options.sample)
+    hour = (task.histories.as_of - TRAIN_END_US) // HOUR_US
+    counts = popular_by_hour(histories, task.catalogue, TRAIN_END_US + round(options.days * DAY_US))
+    found = evaluate(task, {HOURLY: lambda part: counts[hour[part]]}, baselines=(), resamples=options.resamples)
+    show_methods(console, found, [])
+    return {"days": options.days, "evaluation": found.to_json()}
+
+
 def run_policies(behaviors: Behaviors, encoder: Encoder, options: argparse.Namespace, console: Console) -> Figures:
     """Quality against cost."""
     world = made(behaviors, encoder, options.replay_days, options.sample)
@@ -331,7 +347,7 @@ def run_policies(behaviors: Behaviors, encoder: Encoder, options: argparse.Names
     return {"days": options.replay_days, "reference": REFERENCE, "points": points, "evaluation": evaluation.to_json()}
 
 
-PARTS = {"staleness": run_staleness, "policies": run_policies}
+PARTS = {"staleness": run_staleness, "hourly": run_hourly, "policies": run_policies}
 
 
 def write(path: Path, results: dict[str, Any]) -> None:

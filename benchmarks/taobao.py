@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.models import (
+    BASELINES,
     HistoryBatch,
     ItemIndex,
     Ragged,
@@ -50,11 +51,11 @@ VIEW = 0
 VIEWS_ONLY, ALL_TYPES = "views alone", "behavior types"
 CONFIG = TrainingConfig(
     encoder=SequenceConfig(context=20, dropout=0.2),
-    learning_rate=2e-3,
+    learning_rate=4e-3,
     average_decay=0.99,
     validation_users=0,
     min_item_count=2,
-    decay_epochs=12,
+    decay_epochs=4,
 )
 
 
@@ -126,7 +127,7 @@ def measure(options: argparse.Namespace, column: str) -> dict[str, Any]:
             found = evaluate(tasks[name], {name: result.encoder}, baselines=(), resamples=0).measured[name]
             scores[name].append(np.stack([found["hr@10"], found["ndcg@10"], found["mrr"]], axis=1))
     means = {name: np.mean(each, axis=0) for name, each in scores.items()}
-    baselines = evaluate(tasks[VIEWS_ONLY], {}, resamples=1000)
+    baselines = evaluate(tasks[VIEWS_ONLY], {}, baselines=options.baselines, resamples=1000)
     return {
         "item": column,
         "questions": len(asked),
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--columns", nargs="+", default=["category_id", "item_id"])
+    parser.add_argument("--baselines", nargs="+", default=list(BASELINES), help="of: " + ", ".join(BASELINES))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     load_before, started, console = os.getloadavg(), time.monotonic(), Console(width=120)
