@@ -80,14 +80,14 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], Evaluation]:
         seconds[name] = time.monotonic() - started
     started = time.monotonic()
     methods = {"EASE": ease(split.training, split.catalogue, EASE_LAMBDA)}
+    seconds["EASE"] = time.monotonic() - started
     evaluation = evaluate(
         task, {**methods, **{name: result.encoder for name, result in runs.items()}}, baselines=["popularity"]
     )
-    seconds["EASE"] = evaluation.methods["EASE"].seconds + time.monotonic() - started
     sample = split.training.take(np.random.default_rng(options.seed).choice(len(split.training), 500, replace=False))
     first = next(iter(runs.values())).encoder
-    if not options.only:
-        draw_reconstruction(first, sample.take(np.arange(40)), options.out.with_suffix(".png"))
+    if options.picture is not None:
+        draw_reconstruction(first, sample.take(np.arange(40)), options.picture)
     rows = {
         name: {
             "ndcg10": asdict(scores.estimates["all"]["ndcg@10"]),
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get(DATA_VARIABLE), help=f"or ${DATA_VARIABLE}")
     parser.add_argument("--minutes", type=float, default=2.0, help="time limit of each training")
     parser.add_argument("--only", default="", help="methods whose name holds this; the others stay in the results")
+    parser.add_argument("--picture", type=Path, help="where to draw 40 users beside their reconstruction, a PNG")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -197,7 +197,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "config": asdict(config),
         "minutes_of_training": minutes,
         "machine": machine(load_before),
-        "command": f"python {Path(sys.argv[0]).name} --data {options.data.name}",
+        "stopped_by": result.stopped_by,
+        "command": f"python {Path(sys.argv[0]).name} --data {options.data.name} --items {options.items} "
+        f"--steps {options.steps} --minutes {options.minutes}",
     }
 
 

@@ -254,7 +254,7 @@ def show(results: dict[str, Any]) -> None:
 def main() -> None:
     """Measures, prints, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=1.0, help="time limit of each encoder's training")
+    parser.add_argument("--minutes", type=float, default=3.0, help="time limit of each encoder's training")
     parser.add_argument("--folder", type=Path, default=Path(".demo/ranker"), help="where to work; made anew")
     parser.add_argument("--keep", action="store_true", help="take up what a stopped run left in the folder")
     parser.add_argument("--seed", type=int, default=0)
