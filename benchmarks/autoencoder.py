@@ -132,7 +132,7 @@ def show(results: dict[str, Any]) -> None:
             "" if less is None else f"{100 * less['value']:+.2f} [{100 * less['low']:+.2f}, {100 * less['high']:+.2f}]"
         )
         interval = f"{100 * found['low']:.1f} – {100 * found['high']:.1f}"
-        table.add_row(name, f"{100 * found['value']:.2f}", interval, difference, f"{row['minutes']:.1f}")
+        table.add_row(name, f"{100 * found['value']:.2f}", interval, difference, f"{row['minutes'] or 0:.1f}")
     Console(width=120).print(table)
 
 
