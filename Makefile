@@ -9,7 +9,7 @@ TORCH   = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types wheel bench-online-retail bench-autoencoder bench-generator bench-ranker bench-quality bench-encode bench-policies bench-online faults concurrency fuzz bench-text bench-explain bench-compression bench-session bench-freshness clean
+.PHONY: help setup demo test lint types wheel bench-online-retail bench-autoencoder bench-generator bench-ranker bench-quality bench-encode bench-policies bench-online faults concurrency fuzz bench-text bench-explain bench-compression bench-session bench-freshness stream-faults soak bench-stream clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -49,6 +49,16 @@ concurrency: setup  ## prove that 1,000 cutovers under eight reader processes ne
 
 fuzz: setup  ## prove that 200,000 broken and whole messages are each applied or quarantined
 	@$(BIN)/python benchmarks/fuzz.py
+
+stream-faults: setup  ## prove that a stream whose workers are killed for two minutes loses nothing, bit for bit
+	@$(BIN)/python benchmarks/stream_faults.py faults
+
+soak: setup  ## prove that a stream's workers stay within their memory for 30 minutes
+	@$(BIN)/python benchmarks/stream_faults.py soak --seconds 1800 --rate 400
+
+bench-stream: setup  ## measure clicks per second, and from click to vector: make bench-stream DATA=path/to/globo.parquet
+	@test -n '$(DATA)' || { echo 'bench-stream: say where the clicks are, DATA=path/to/globo.parquet' >&2; exit 1; }
+	@$(BIN)/python -W ignore benchmarks/stream.py --data '$(DATA)'
 
 wheel: setup  ## build the wheel and the source archive into dist/
 	@$(BIN)/python -m build --outdir dist

@@ -18,6 +18,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.embedding_log import EmbeddingLog, _write_log
 from feast_embeddings.materialize.leases import Lease
 from feast_embeddings.materialize.staged_files import replace_file
@@ -31,6 +32,8 @@ FEWEST: Final = 64
 MOST_ROWS: Final = 1_000_000
 """Rows past which a merged file is left as it is."""
 GRACE_S: Final = 60.0
+KEPT_US: Final = 2 * 86_400_000_000
+"""How long the ledger keeps single micro-batches; their behaviors stay in the log, with their numbers."""
 _MOST_FILES: Final = 1000
 
 
@@ -90,13 +93,21 @@ class Compaction:
         except LeaseError:
             return found
         try:
-            published = {tick.number for tick in self.stream.ticks(self.view)}
+            self.stream.prune(self.view, now_us() - KEPT_US)
+            published = self.stream.published(self.view, self._oldest())
             for merge in (self._embeddings, self._behaviors):
                 if not is_paused(self.stream.ledger, self.project, self.view):
                     merge(published, found, lease.check)
         finally:
             lease.release()
         return found
+
+    def _oldest(self) -> int:
+        """The smallest tick of a file that was not merged yet."""
+        logged = [_logged(path)[0] for path in self.log.folder.glob("*/*.parquet")]
+        parts = [_File(path, *part_range(path, self.view)) for path in parts_of(self.behaviors, self.view)]
+        numbers = [file.first for file in (*logged, *parts) if file is not None]
+        return min(numbers, default=0)
 
     def _embeddings(self, published: set[int], found: Compacted, check: Callable[[], None]) -> None:
         for folder in ("live", "retained"):

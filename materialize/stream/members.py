@@ -97,7 +97,7 @@ class Membership:
         remembered: How many of the last applied behaviors a delivery is compared with.
     """
 
-    def __init__(self, log: BehaviorLog, view: str, lateness_us: int | None = None, remembered: int = 200_000) -> None:
+    def __init__(self, log: BehaviorLog, view: str, lateness_us: int | None = None, remembered: int = 100_000) -> None:
         self.log, self.contract, self.rules = log, log.contract, log.rules
         self.view, self.lateness_us = view, lateness_us
         self.folder = parts_folder(log.path) or Path(log.path)

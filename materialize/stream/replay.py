@@ -131,12 +131,8 @@ class _Replay:
                 self.ends[entity] = end
         before = self._raw_before(first)
         behaviors = prepare(self.log.living(before), self.log.contract, self.log.rules, now_us()).behaviors
-        last = max(
-            (tick for tick in self.workspace.ledger.applied_ticks(self.spec.view) if tick.number < first),
-            key=lambda tick: tick.number,
-        )
         ids = behaviors.entities
-        self._keep(ids, Histories(behaviors).as_of(ids, last.end_us, last.kept or self.encoder.context))
+        self._keep(ids, Histories(behaviors).as_of(ids, self.ticks[0].end_us, self.ticks[0].kept))
 
     def _raw_before(self, first: int) -> pa.Table:
         """Raw rows of the behavior log that no micro-batch from ``first`` on appended."""

@@ -155,6 +155,12 @@ class StreamLedger:
             stream_ticks.c.view == view, stream_ticks.c.state == "published", stream_ticks.c.tick > after
         )
 
+    def published(self, view: str, first: int) -> set[int]:
+        """Numbers of the published ticks from ``first`` on."""
+        mine = (stream_ticks.c.view == view, stream_ticks.c.state == "published", stream_ticks.c.tick >= first)
+        with self.ledger.reading() as connection:
+            return {int(number) for number in connection.scalars(sa.select(stream_ticks.c.tick).where(*mine))}
+
     def last_ticks(self, view: str, lane: str, count: int) -> list[StreamTick]:
         """The last ticks of a lane, published or not, oldest first."""
         query = sa.select(stream_ticks).where(*_lane(view, lane)).order_by(stream_ticks.c.tick.desc()).limit(count)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from repo_fixture import SmallRepo
 from stream_fixture import SINCE, behavior, send
 
@@ -91,6 +92,7 @@ def run(repo: SmallRepo, seconds: float, rate: int, kill_every_s: float, seed: i
     while ledger.totals("user_embedding").get("read", 0) < total and time.monotonic() < deadline:
         assert all(worker.is_alive() for worker in workers), "a worker gave up"
         time.sleep(0.1)
+    await_workers(repo, 2)  # one may have been born just now
     exits = [end(worker) for worker in workers]
     outcome = Outcome(
         total, len({each["id"] for each in sent}), kills, ledger.totals("user_embedding"), [], 0, exits=exits
@@ -123,3 +125,52 @@ def check(outcome: Outcome) -> None:
     assert outcome.exits == [0, 0]
     assert [each.diverged for each in outcome.replayed] == [[] for _ in outcome.replayed]
     assert sum(each.ticks for each in outcome.replayed) > 0
+
+
+@dataclass
+class Soak:
+    """What a long run came to: the workers' memory in MiB over time, and the most files that a log ever had."""
+
+    sent: int
+    read: int
+    mib: list[float]
+    most_files: int
+
+    @property
+    def growth(self) -> float:
+        """From the first third, when all is loaded, to the last quarter."""
+        third, quarter = len(self.mib) // 3, max(len(self.mib) // 4, 1)
+        early = sorted(self.mib[third : third + quarter])[quarter // 2]
+        return sorted(self.mib[-quarter:])[quarter // 2] / early - 1
+
+    def check(self, most_growth: float = 0.05) -> None:
+        """Everything was read, and the memory is flat."""
+        assert self.read == self.sent
+        assert self.growth < most_growth, self.mib
+
+
+def soak(repo: SmallRepo, seconds: float, rate: int, seed: int) -> Soak:
+    """Send for ``seconds`` to two workers, and watch them."""
+    rng = random.Random(seed)  # noqa: S311 - a schedule
+    workers = [spawn(), spawn()]
+    await_workers(repo, 2)
+    total, began, step, mib, most = 0, time.monotonic(), 0.1, list[float](), 0
+    log = repo.workspace.log(repo.spec()).folder / "live"
+    sample_s, next_sample = max(seconds / 60, 0.5), 0.0
+    while (now := time.monotonic() - began) < seconds:
+        part = _some(rng, [], max(int(rate * step), 1))
+        for number, each in enumerate(part):
+            each["id"] = f"s{total + number}"
+        send(repo, part)
+        total += len(part)
+        if now > next_sample:
+            next_sample = now + sample_s
+            mib.append(sum(psutil.Process(worker.pid).memory_info().rss for worker in workers) / 2**20)
+            most = max(most, len(list(log.iterdir())))
+        time.sleep(step)
+    ledger = StreamLedger(repo.workspace.ledger)
+    deadline = time.monotonic() + 60
+    while (read := ledger.totals("user_embedding").get("read", 0)) < total and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [end(worker) for worker in workers] == [0, 0]
+    return Soak(total, read, mib, most)

@@ -89,9 +89,11 @@ def test_files_that_readers_may_have_listed_stay_for_a_while(repo: SmallRepo) ->
 
 def test_a_stop_between_writing_and_removing_is_tidied_up(repo: SmallRepo, monkeypatch: pytest.MonkeyPatch) -> None:
     before = seen(repo)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    stopped = compaction(repo)
+    with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", _no_unlink)
-        compaction(repo).run()
+        with pytest.raises(KeyboardInterrupt):
+            stopped.run()
     compaction(repo).run()
     assert [len(each) for each in files(repo)] == [3, 1]
     assert seen(repo) == before

@@ -182,3 +182,8 @@ def test_forgetting_pauses_the_stream_and_what_comes_later_is_erased(make_repo: 
         counts = await_read(repo, 120)
     assert counts["erased"] == sum(each["user"] == gone for each in again)
     assert not repo.vectors().found[gone == USERS][0]
+
+
+def test_memory_stays_flat_for_a_while(make_repo: MakeRepo) -> None:
+    found = kill_workers.soak(streamed(make_repo), seconds=15, rate=200, seed=2)
+    found.check(most_growth=0.25)  # the first seconds load libraries still
