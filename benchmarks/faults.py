@@ -1,7 +1,7 @@
 """Faults: schedules of stopped, killed and sleeping jobs, each compared bit by bit with the undisturbed run.
 
-``make faults`` runs 1,000 of them, and 60 more in which jobs are processes that end by ``kill -9``. A schedule is
-a function of its seed: ``--first SEED --schedules 1`` runs one again.
+``make faults`` runs 1,000 of them, in every third of which ticks run beside a refresh, and 60 more in which jobs are
+processes that end by ``kill -9``. A schedule is a function of its seed: ``--first SEED --schedules 1`` runs one again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,18 +54,30 @@ class Totals:
 
 def run_one(folder: str, number: int, kills: bool) -> tuple[str, Counter[str], str | None]:
     """Run the schedule of one number in this process's worlds: its name, what happened, and what diverged."""
-    from fault_schedules import POLICIES, Schedule, small_chunks
+    from fault_schedules import POLICIES, Schedule, World, small_chunks
+    from overlap_schedules import ENDS, OverlapSchedule, OverlapWorld
+    from overlap_schedules import POLICIES as TICKING
+    from repo_fixture import retiring_at_once
 
-    policy = POLICIES[number % len(POLICIES)]
-    name = f"{policy}, {'kill -9, ' if kills else ''}seed {number}"
-    with warnings.catch_warnings(), small_chunks(), _silence():
+    with warnings.catch_warnings(), small_chunks(), retiring_at_once(), _silence():
         warnings.simplefilter("ignore")
-        schedule = Schedule(_world(Path(folder), policy), random.Random(name), kills)  # noqa: S311 - a schedule
+        nth = number // 3
+        if number % 3 == 2:
+            policy, end = TICKING[nth % len(TICKING)], ENDS[nth // len(TICKING) % len(ENDS)]
+            kind, name = OverlapSchedule, f"ticks beside a refresh as of day {end}, {policy}"
+            world = _world(Path(folder), name, lambda make: OverlapWorld.overlapping(make, policy, end))
+        else:
+            policy = POLICIES[number % len(POLICIES)]
+            kind, name = Schedule, policy
+            world = _world(Path(folder), name, lambda make: World.made(make, policy))
+        name = f"{name}, {'kill -9, ' if kills else ''}seed {number}"
+        schedule = kind(world, random.Random(name), kills)  # noqa: S311 - a schedule
         try:
             schedule.run()
         except Exception as error:
             return name, schedule.faults, f"{type(error).__name__}: {error}"
-    return name, schedule.faults, None
+    happened = Counter({"ticks beside a refresh: schedules": 1}) if kind is OverlapSchedule else Counter()
+    return name, schedule.faults + happened, None
 
 
 @contextlib.contextmanager
@@ -77,8 +90,8 @@ def _silence() -> Any:
         yield
 
 
-def _world(folder: Path, policy: str) -> Any:
-    from fault_schedules import World, detach_all
+def _world(folder: Path, name: str, made: Callable[[Any], Any]) -> Any:
+    from fault_schedules import detach_all
     from repo_fixture import SmallRepo
 
     if not _worlds:  # a pool's process leaves without running what atexit holds
@@ -91,16 +104,16 @@ def _world(folder: Path, policy: str) -> Any:
         server = folder / f"valkey-{os.getpid()}"
         return SmallRepo(folder / project, f"embedded:{server}", project, **options).write()
 
-    if policy not in _worlds:
-        _worlds[policy] = World.made(make, policy)
-    return _worlds[policy]
+    if name not in _worlds:
+        _worlds[name] = made(make)
+    return _worlds[name]
 
 
 def run_all(folder: str, numbers: range, workers: int, *, kills: bool) -> Totals:
     """Run the schedules of these numbers, several at a time."""
     totals = Totals()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fault_schedules"])
+    context.set_forkserver_preload(["overlap_schedules"])
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         for future in [pool.submit(run_one, folder, number, kills) for number in numbers]:
             totals.add(*future.result())

@@ -23,7 +23,7 @@ from feast.online_response import OnlineResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
 from feast_embeddings.materialize.addresses import EMBEDDED, Address, address_of, naming
@@ -333,7 +333,8 @@ def _open(library: Any, retry: Any, address: Address, config: RedisOnlineStoreCo
         return library.Redis(**_to_embedded(address, retry))
     if config.redis_type == RedisType.redis_cluster:
         return library.RedisCluster.from_url(address.target)
-    return library.Redis.from_url(address.target)
+    # from_url alone makes connections that give up at once, unlike those of Feast's own form
+    return library.Redis.from_url(address.target, retry=retry(ExponentialWithJitterBackoff(cap=1, base=0.05), 3))
 
 
 def _to_embedded(address: Address, retry: type[Retry] | type[AsyncRetry]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import sqlalchemy as sa
-from repo_fixture import VIEWS, MakeRepo, SmallRepo, StoppedError, at, day, rows, shop, tiny_encoder
+from repo_fixture import VIEWS, MakeRepo, SmallRepo, StoppedError, at, day, retiring_at_once, rows, shop, tiny_encoder
 
 from feast_embeddings.materialize import leases, online_writes
 from feast_embeddings.materialize.ledger_schema import metadata
@@ -189,7 +189,7 @@ class Schedule:
         said = repo.folder.parent / f"{repo.project}.steps"
         said.write_text("")
         plain = SmallRepo(repo.folder, repo.connection, repo.project, policy=repo.policy, contract=repo.contract)
-        child = context.Process(target=_killed, args=(plain, job, at_step, said))
+        child = context.Process(target=_killed, args=(self, plain, job, at_step, said))
         child.start()
         child.join(120)
         seen = said.read_text().split()
@@ -269,11 +269,11 @@ class Schedule:
             raise DivergedError(f"after a stop at {seen[-1]}, users and items are read from {spaces}")
 
 
-def _killed(repo: SmallRepo, job: Job, at_step: int, said: Path) -> None:
-    """A job in a process of its own, which kills itself at a step."""
+def _killed(schedule: Schedule, repo: SmallRepo, job: Job, at_step: int, said: Path) -> None:
+    """A job in a process of its own, with stores of its own, which kills itself at a step."""
     os.chdir(repo.folder)
     left = at_step
-    schedule = Schedule(World(repo, (job,), None), None)
+    schedule.world = replace(schedule.world, repo=repo)
 
     def listener(step: str) -> None:
         nonlocal left
@@ -283,7 +283,7 @@ def _killed(repo: SmallRepo, job: Job, at_step: int, said: Path) -> None:
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with small_chunks(), at(day(job.day)), listening(listener), Path(os.devnull).open("w") as nowhere:
+    with retiring_at_once(), at(day(job.day)), listening(listener), Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
         schedule._command(job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 import torch
 from feast import Entity, FeatureService, FeatureStore, FeatureView
 
-from feast_embeddings.materialize import online_writes
+from feast_embeddings.materialize import engine, online_writes
 from feast_embeddings.materialize.clock import SimulatedClock, simulated
 from feast_embeddings.materialize.ledger_records import Fill, Tick
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.online_reads import Vectors, read_vectors
+from feast_embeddings.materialize.retirement import retire
 from feast_embeddings.materialize.runner import Outcome, Runner
 from feast_embeddings.materialize.steps import listening
 from feast_embeddings.materialize.stores import online_store_of
@@ -29,6 +30,7 @@ from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.models import HistoryBatch, ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
 from feast_embeddings.models.batch import Ids
+from feast_embeddings.models.errors import LeaseError
 from feast_embeddings.transformations import Behaviors
 
 HOUR = 3_600_000_000
@@ -357,6 +359,22 @@ def batch_bytes(batch: HistoryBatch) -> tuple[bytes, ...]:
     """A batch of histories, bit by bit, whatever time it was asked for."""
     columns = (batch.offsets, batch.items, batch.behavior_types, batch.times, batch.values)
     return tuple(column.tobytes() for column in columns)
+
+
+@contextmanager
+def retiring_at_once() -> Iterator[None]:
+    """Jobs of the engine remove retired fills before they end, where they would leave it to a thread."""
+
+    def at_once(workspace: Workspace, store: Any, config: Any, registry: Any) -> None:
+        with suppress(LeaseError):
+            retire(workspace, store, config, registry)
+
+    in_background = engine.retire_in_background
+    engine.retire_in_background = at_once
+    try:
+        yield
+    finally:
+        engine.retire_in_background = in_background
 
 
 MakeRepo = Callable[..., SmallRepo]

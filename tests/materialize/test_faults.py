@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 from fault_schedules import POLICIES, Schedule, World, small_chunks
+from overlap_schedules import ENDS, OverlapSchedule, OverlapWorld
+from overlap_schedules import POLICIES as TICKING
 from repo_fixture import (
     Frozen,
     MakeRepo,
@@ -27,16 +29,18 @@ from repo_fixture import (
     tiny_encoder,
 )
 
-from feast_embeddings.materialize.steps import CUTOVER, TICK
+from feast_embeddings.materialize.steps import CUTOVER, RETIREMENT, TICK
 
 REFRESH_STEPS = [
     *[(step, 1) for step in TICK if step not in ("chunk", "logged", "published")],
     ("chunk", 1),
     ("chunk", 2),
+    ("caught-up-all", 1),
     *[(step, 1) for step in CUTOVER],
+    *[(step, 1) for step in RETIREMENT],
 ]
 TICK_STEPS = [*[(step, 1) for step in TICK if step != "chunk"], *[("chunk", nth) for nth in (1, 2, 3)]]
-COMMITTED = ("published", *CUTOVER)
+COMMITTED = ("published", *CUTOVER, *RETIREMENT)
 
 
 # ── one fault, at every step ─────────────────────────────────────────────────────────────────────────────────
@@ -148,6 +152,20 @@ def test_any_schedule_of_faults_ends_alike(make_repo: MakeRepo, policy: str) -> 
         for seed in range(4):
             happened += Schedule(world, random.Random(seed), kills=seed == 3).run()  # noqa: S311 - a schedule
     assert happened["took over"] > 0
+    assert sum(count for what, count in happened.items() if what.startswith("stopped at")) > 0
+
+
+@pytest.mark.parametrize(("policy", "end"), [(TICKING[0], ENDS[0]), (TICKING[1], ENDS[1])])
+def test_any_schedule_of_ticks_beside_a_refresh_ends_as_one_after_the_other(
+    make_repo: MakeRepo, policy: str, end: float
+) -> None:
+    """A sample, as above: ticks at any step of the refresh, both stopped anywhere; the last one's stops are kill -9."""
+    with small_chunks():
+        world = OverlapWorld.overlapping(make_repo, policy, end)
+        happened: Counter[str] = Counter()
+        for seed in range(4):
+            happened += OverlapSchedule(world, random.Random(seed), kills=seed == 3).run()  # noqa: S311 - a schedule
+    assert sum(count for what, count in happened.items() if what.startswith("ticks beside it")) > 0
     assert sum(count for what, count in happened.items() if what.startswith("stopped at")) > 0
 
 

@@ -108,3 +108,25 @@ def test_real_time_is_what_the_ttl_counts_from(make_store):
     fill(store, "users", "a", 1.0, event_time=now_us())
     cut_over(store, 1, users="a")
     assert read_vectors(store, "users:embedding", [1, 2]).found.all()
+
+
+def test_a_server_that_is_back_in_a_moment_costs_only_that_moment(make_store, tmp_path):
+    import threading
+
+    from servers_fixture import BINARIES, running
+
+    # given a store that names its server by a URL, which has answered before
+    (tmp_path / "server").mkdir()
+    with running(BINARIES["valkey"], tmp_path / "server") as server:
+        store = make_store(connection_string=server.url)
+        store.apply([user, embedding("users")])
+        assert not read_vectors(store, "users:embedding", [1]).found.any()
+
+        # when the server is gone, and comes back soon
+        server.kill()
+        back = threading.Timer(0.02, server.start)
+        back.start()
+
+        # then the next read waits for it
+        assert not read_vectors(store, "users:embedding", [1]).found.any()
+        back.join()

@@ -13,7 +13,7 @@ from rich.console import Console
 from ticks_fixture import started
 from typer.testing import CliRunner
 
-from feast_embeddings.materialize import cli, retirement
+from feast_embeddings.materialize import cli, engine, retirement
 from feast_embeddings.materialize.leases import held
 from feast_embeddings.materialize.retirement import progress_of, retire, retire_in_background, stop_background
 from feast_embeddings.materialize.status import print_status
@@ -138,7 +138,10 @@ def test_a_process_that_ends_does_not_wait_for_the_rest(retired: SmallRepo, monk
     assert _retire(retired) == [_first(retired)]
 
 
-def test_a_job_of_the_engine_takes_it_up_and_status_and_the_command_tell(retired: SmallRepo) -> None:
+def test_a_job_of_the_engine_takes_it_up_and_status_and_the_command_tell(
+    retired: SmallRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "retire_in_background", retire_in_background)
     console = Console(width=200, record=True)
     with stopping_at("retiring", 4), pytest.raises(StoppedError):
         _retire(retired)
