@@ -20,6 +20,7 @@ from feast_embeddings.materialize.evaluate_command import register as register_e
 from feast_embeddings.materialize.explain_job import explain_entity
 from feast_embeddings.materialize.explain_output import draw_explanation, print_explanation
 from feast_embeddings.materialize.recovery import restore
+from feast_embeddings.materialize.retirement import retire
 from feast_embeddings.materialize.scaffold import write_repo
 from feast_embeddings.materialize.status import print_status
 from feast_embeddings.materialize.stores import online_store_of
@@ -141,6 +142,15 @@ def rollback(
     cutovers = Cutovers(Workspace.of(store.config), online_store_of(store), store.config, store.registry)
     generation = cutovers.rollback(encoder)
     typer.echo(f"Generation {generation.generation} of encoder {encoder!r} is live: {dict(generation.fills)}")
+
+
+@app.command("retire")
+def retire_fills(repo: Repo = Path()) -> None:
+    """Remove retired fills from Redis now, to the end; jobs do it in the background."""
+    store = _store(repo)
+    online = online_store_of(store)
+    gone = retire(Workspace.of(store.config), online, store.config, store.registry)
+    typer.echo(f"Removed {len(gone)} retired fill(s){': ' if gone else ''}{', '.join(gone)}")
 
 
 @app.command("forget")
