@@ -38,7 +38,7 @@ from feast_embeddings.materialize.script_calls import IN_FLIGHT, ScriptCalls
 
 RESULTS = Path(__file__).parent / "results" / "online.json"
 SIZES = (1, 100, 1000)
-WRITE, RAW = "materialize {rows:,} × {dim}", "the same script calls, raw socket"
+WRITE, RAW = "materialize {rows:,} × {dim}", "script calls of the same rows, raw socket"
 Goals = dict[str, float]
 GOALS: Goals = {
     "materialize": 30,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +13,7 @@ from feast import RepoConfig
 from redis.crc import key_slot
 
 from feast_embeddings.materialize import keys, stamps
+from feast_embeddings.materialize.fresh_fill import FreshCalls, FreshFill
 from feast_embeddings.materialize.packed import Strings, listed
 from feast_embeddings.materialize.script_calls import ScriptCalls
 from feast_embeddings.materialize.scripts import call
@@ -60,13 +62,13 @@ class GuardedWrites:
         event_time_us: int,
     ) -> None:
         self._store, self._config = store, config
-        fields = [keys.feature_field(name, feature) for feature in features]
-        stamp = [keys.timestamp_field(name), stamps.encode(event_time_us, tick, tick_end_us)]
-        ttl = config.online_store.key_ttl_seconds or 0
+        self._fields = fields = [keys.feature_field(name, feature) for feature in features]
+        self._stamp = stamp = [keys.timestamp_field(name), stamps.encode(event_time_us, tick, tick_end_us)]
+        self._ttl = ttl = config.online_store.key_ttl_seconds or 0
         self._constants = [b"%d" % tick, *stamp, b"%d" % ttl, b"%d" % len(fields), *fields]
 
-    def write(self, chunks: Iterable[Chunk], on_chunk: OnChunk | None) -> int:
-        """Sends the chunks; the number of rows written.
+    def write(self, chunks: Iterable[Chunk], on_chunk: OnChunk | None, fresh: FreshFill | None = None) -> int:
+        """Sends the chunks; the number of rows written. Of a ``fresh`` fill none of the rows can be there yet.
 
         ``on_chunk`` is called after each call is sent, with the rows sent so far. What it raises stops the write:
         what was sent is written, and nothing after it.
@@ -77,15 +79,31 @@ class GuardedWrites:
         with self._store.redis(self._config) as client:
             if not isinstance(client, redis.Redis):
                 return self._write_to_cluster(client, chunks, on_chunk)
-            with ScriptCalls(client, _SCRIPT) as calls:
+            with ScriptCalls(client, _SCRIPT) as calls, self._fresh_calls(client, calls, fresh) as plain:
                 done = 0
                 for chunk in chunks:
-                    rows = len(chunk.entity_keys)
-                    calls.send(rows, chunk.entity_keys, self._constants, chunk.columns)
-                    done += rows
+                    if plain is None or not plain.send(chunk.entity_keys, chunk.columns[0]):
+                        self._send(calls, chunk)
+                    done += len(chunk.entity_keys)
                     if on_chunk is not None:
                         on_chunk(done)
-            return calls.total
+            return calls.total + (plain.total if plain else 0)
+
+    def _send(self, calls: ScriptCalls, chunk: Chunk) -> None:
+        calls.send(len(chunk.entity_keys), chunk.entity_keys, self._constants, chunk.columns)
+
+    def _fresh_calls(
+        self, client: redis.Redis, calls: ScriptCalls, fresh: FreshFill | None
+    ) -> AbstractContextManager[FreshCalls | None]:
+        if fresh is None or self._ttl:
+            return nullcontext()
+
+        def guarded(entity_keys: Strings, values: Strings) -> int:
+            before = calls.wait()
+            self._send(calls, Chunk(entity_keys, [values]))
+            return calls.wait() - before
+
+        return FreshCalls(client, fresh, [*self._stamp, *self._fields], guarded)
 
     def _write_to_cluster(self, client: Any, chunks: Iterable[Chunk], on_chunk: OnChunk | None) -> int:
         done = written = 0

@@ -49,8 +49,13 @@ def changes_key(project: str, name: str) -> bytes:
     return f"feast-embeddings:{project}:changes:{name}".encode()
 
 
+def writer_key(project: str, name: str) -> bytes:
+    """Key of the hash that names the only writer of a fill (``fresh_fill.py``); :func:`changes_pattern` matches it."""
+    return changes_key(project, f"{name}:writer")
+
+
 def changes_pattern(project: str, view: str) -> bytes:
-    """Glob for ``SCAN`` that matches the :func:`changes_key` of every fill of a view, and nothing else."""
+    """Glob for ``SCAN``: :func:`changes_key` and :func:`writer_key` of every fill of a view, and nothing else."""
     return _GLOB.sub(rb"\\\1", changes_key(project, qualified(view, ""))) + b"*"
 
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
+import redis
 from feast import RepoConfig
 
 from feast_embeddings.materialize import keys, stamps, wire
 from feast_embeddings.materialize.changes import forget_changes, record_change
 from feast_embeddings.materialize.deletion import delete_fill
+from feast_embeddings.materialize.fresh_fill import begin, end
 from feast_embeddings.materialize.guarded_writes import Chunk, GuardedWrites, OnChunk
 from feast_embeddings.materialize.manifest import Manifest
 from feast_embeddings.materialize.packed import queue_hmgets, reads
@@ -99,7 +101,12 @@ def write_fill(
         Chunk(keys.entity_key_rows(config.project, join_key, ids[rows]), [_values(vectors[rows], storage)])
         for rows in _slices(len(ids), chunk_rows)
     )
-    written = writer.write(chunks, on_chunk)
+    with store.redis(config) as client:
+        alone = isinstance(client, redis.Redis) and len(ids)
+        fresh = begin(store, client, config.project, name, tick, ids) if alone else None
+    written = writer.write(chunks, on_chunk, fresh)
+    if fresh is not None:
+        end(store, fresh, ids)
     with store.redis(config) as client:  # also where nothing was written: the job that wrote it may have stopped here
         record_change(client, config.project, name, ids)
     return written
@@ -239,6 +246,7 @@ def remove_fill(
     with store.redis(config) as client:
         delete_fill(client, config.project, join_key, name, features)
         forget_changes(client, config.project, name)
+        client.delete(keys.writer_key(config.project, name))
 
 
 def _values(vectors: Float32s, storage: Storage) -> npt.NDArray[np.uint8]:

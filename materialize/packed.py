@@ -35,6 +35,27 @@ def bulk(strings: Strings) -> bytes | memoryview:
     return _framed(b"$%d\r\n" % strings.shape[1], strings, b"\r\n")
 
 
+def framed_commands(name: bytes, keys: Strings, middle: bytes, values: Strings) -> bytes:
+    """``name key … value`` for each key and value [n]; ``middle`` are the three arguments between, laid out."""
+    head = b"*6\r\n" + argument(name)
+    if isinstance(keys, list) or isinstance(values, list):
+        pairs = zip(listed(keys), listed(values), strict=True)
+        return b"".join(b"".join([head, argument(key), middle, argument(value)]) for key, value in pairs)
+    tail = b"\r\n"
+    parts = [
+        np.frombuffer(head + b"$%d\r\n" % keys.shape[1], np.uint8),
+        keys,
+        np.frombuffer(tail + middle + b"$%d\r\n" % values.shape[1], np.uint8),
+        values,
+        np.frombuffer(tail, np.uint8),
+    ]
+    out, start = np.empty((len(keys), sum(part.shape[-1] for part in parts)), np.uint8), 0
+    for part in parts:
+        out[:, start : start + part.shape[-1]] = part
+        start += part.shape[-1]
+    return out.tobytes()
+
+
 def _framed(head: bytes, rows: npt.NDArray[np.uint8], tail: bytes) -> memoryview:
     """``head + row + tail`` of each row."""
     n, length = rows.shape

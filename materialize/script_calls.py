@@ -71,6 +71,15 @@ class ScriptCalls:
         head = b"*%d\r\n" % count + self._name + argument(b"%d" % rows)
         self._queue(b"".join([head, bulk(keys), arguments(constants), *map(bulk, columns)]))
 
+    def wait(self) -> int:
+        """Waits for the replies to all calls sent; their sum so far.
+
+        Raises:
+            redis.RedisError: The server cannot be reached, or refused one.
+        """
+        self._finish()
+        return self.total
+
     def _queue(self, call: bytes) -> None:
         while len(self._waiting) >= IN_FLIGHT:
             self._settle()
