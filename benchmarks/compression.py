@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import command
 from quality_ml1m import CONFIG, leave_last_out, machine, read_sequences
 from rich.console import Console
 from rich.table import Table
@@ -181,7 +182,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "spaces": {name: rows[name].encoder.space for name in ("float32", "Matryoshka, all 64")},
         "users": len(task),
         "machine": machine(load_before),
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
     }
 
 

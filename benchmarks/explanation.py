@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import command
 from quality_ml1m import CONFIG, SECOND_US, machine, read_sequences
 from rich.console import Console
 from rich.table import Table
@@ -134,7 +135,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         },
         "space": encoder.space,
         "machine": machine(load_before),
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
     }
 
 

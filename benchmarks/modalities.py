@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command_line import command
 from quality_ml1m import machine
 from retail_items import RetailItems, hits
 from rich.console import Console
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "epochs_of_training": options.epochs,
         "rows": rows,
         "machine": machine(load_before),
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
     }
 
 

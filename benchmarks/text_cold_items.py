@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import command
 from quality_ml1m import machine
 from retail_items import KnownTexts, RetailItems, hits
 from rich.console import Console
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "epochs_of_training": options.epochs,
         "measures": measured(shop, encoders),
         "machine": machine(load_before),
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
     }
 
 
