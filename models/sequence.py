@@ -21,6 +21,9 @@ from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.preprocessing import GAP_BUCKETS, ItemIndex, ValueKind, ValueNormalizer
 from feast_embeddings.models.tokens import Tokens, latest
 
+_COMPILED_SHAPES = 256
+"""Widths that a process compiles, of all its encoders; torch's own limit is 8."""
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceConfig:
@@ -110,6 +113,10 @@ class SequenceEncoder(nn.Module):
         The first history of each width then takes seconds to a minute, so it pays where many are encoded. Vectors are
         on a numeric path of their own; requests and cached states stay as they are.
         """
+        from torch._dynamo import config
+
+        config.recompile_limit = max(config.recompile_limit, _COMPILED_SHAPES)
+        config.fail_on_recompile_limit_hit = True  # or the shapes beyond it would be eager, on another numeric path
         self._compiled = torch.compile(self.last_states, *args, dynamic=False, **kwargs)
 
     @property
