@@ -137,7 +137,12 @@ class Cutovers:
                 event_us=cutover_us,
             )
 
-        log.publish_fill(stamp(fill.tick), [stamp(number) for number in log.caught_up_ticks(fill.fill)])
+        log.publish_fill(stamp(fill.tick), [stamp(number) for number in log.caught_up_ticks(fill.fill)], self._renew)
+
+    def _renew(self) -> None:
+        """Renew every lease of this job, as any write to the ledger does; raises LeaseError if one was taken over."""
+        with self.ledger.transaction():
+            pass
 
     def _specs(self, encoder: str) -> dict[str, EmbeddingSpec]:
         return {spec.view: spec for spec in encoder_specs(self._registry, self.config.project, encoder)}

@@ -95,12 +95,13 @@ class EmbeddingLog(StagedFiles):
         """
         return self._publish(self._logged_path(stamp, live=live), stamp.fill, stamp)
 
-    def publish_fill(self, base: LogStamp, caught_up: Sequence[LogStamp]) -> int:
+    def publish_fill(self, base: LogStamp, caught_up: Sequence[LogStamp], on_part: Callable[[], None]) -> int:
         """Append the rows of a fill that becomes live: its first ones, or what ticks made of them meanwhile.
 
         Args:
             base: Stamp of the rows that the fill was made with.
             caught_up: Stamps of the ticks that it caught up with, in order; all rows return from the same time on.
+            on_part: Called before each part of the rows; what it raises stops the writing.
 
         Returns:
             Rows; an entity is among them once.
@@ -112,12 +113,21 @@ class EmbeddingLog(StagedFiles):
         rows = 0
         for stamp in reversed(caught_up):
             staged = self.caught_up(stamp.fill, stamp.tick)
-            rows += self._publish(self._logged_path(stamp, live=True), f"{stamp.fill}{CAUGHT_UP}", stamp, later)
+            rows += self._publish(
+                self._logged_path(stamp, live=True), f"{stamp.fill}{CAUGHT_UP}", stamp, later, on_part
+            )
             if staged is not None:
                 later = staged[0] if later is None else concat_ids([later, staged[0]])
-        return rows + self._publish(self._logged_path(base, live=True), base.fill, base, later)
+        return rows + self._publish(self._logged_path(base, live=True), base.fill, base, later, on_part)
 
-    def _publish(self, path: Path, name: str, stamp: LogStamp, without: Ids | None = None) -> int:
+    def _publish(
+        self,
+        path: Path,
+        name: str,
+        stamp: LogStamp,
+        without: Ids | None = None,
+        on_part: Callable[[], None] = lambda: None,
+    ) -> int:
         """Write one file of the log from what is staged under ``name``, without some entities; in parts."""
         if not self._staged_path(name, stamp.tick).exists():
             if path.exists():
@@ -131,6 +141,7 @@ class EmbeddingLog(StagedFiles):
         def parts() -> Iterator[pa.Table]:
             nonlocal rows
             for ids, vectors in self.staged_parts(name, stamp.tick):
+                on_part()
                 kept = slice(None) if without is None else ~np.isin(ids, without)
                 table = self._stamped(ids[kept], vectors[kept], stamp)
                 rows += table.num_rows

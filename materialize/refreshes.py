@@ -131,7 +131,7 @@ class Refreshes:
             self.log.staging_history(tick.number) as stage_history,
             counter(0, f"{self.view}: encode", "history") as shown,
         ):
-            for prepared in snapshot(source, tick, self.work.workspace.state):
+            for prepared in snapshot(source, tick, self.work.workspace.state, self.work.lease.check):
                 first.add(prepared)
                 histories, ids = Histories(prepared.behaviors), prepared.behaviors.entities
                 for rows in _slices(len(ids)):

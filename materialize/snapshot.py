@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -24,13 +24,16 @@ PART_BEHAVIORS: Final = 500_000
 _SAMPLE: Final = 50_000
 
 
-def snapshot(source: BehaviorLog, refresh: Tick, folder: Path) -> Iterator[Prepared]:
+def snapshot(
+    source: BehaviorLog, refresh: Tick, folder: Path, on_part: Callable[[], None] = lambda: None
+) -> Iterator[Prepared]:
     """Every clean behavior before a refresh's end, with what became of the others.
 
     Args:
         source: The behaviors. Rows with one dedup id are told apart from repetitions within a range of entities.
         refresh: Its end and ``created_until_us`` bound them.
         folder: Where the behaviors are spread if there are too many; nothing is left there.
+        on_part: Called with every part that is read; what it raises stops the reading.
 
     Yields:
         Ranges of entities, ascending, at least one. All of them together are what ``source.until`` reads at once.
@@ -39,8 +42,8 @@ def snapshot(source: BehaviorLog, refresh: Tick, folder: Path) -> Iterator[Prepa
         BehaviorSourceError: The behavior table cannot be read.
     """
     now_us = max(refresh.end_us, refresh.created_until_us)
-    starts = _starts(source, refresh)
-    raw = source.parts_until(refresh.end_us, refresh.created_until_us)
+    starts = _starts(source, refresh, on_part)
+    raw = _telling(source.parts_until(refresh.end_us, refresh.created_until_us), on_part)
     if not starts:
         yield source.judged(pa.concat_tables(raw), now_us)
         return
@@ -50,10 +53,17 @@ def snapshot(source: BehaviorLog, refresh: Tick, folder: Path) -> Iterator[Prepa
             pa.default_memory_pool().release_unused()
 
 
-def _starts(source: BehaviorLog, refresh: Tick) -> list[Any]:
+def _telling(parts: Iterator[pa.Table], on_part: Callable[[], None]) -> Iterator[pa.Table]:
+    for part in ahead(parts):
+        on_part()
+        yield part
+
+
+def _starts(source: BehaviorLog, refresh: Tick, on_part: Callable[[], None]) -> list[Any]:
     """The first entity of every range but the first one: none where a single range holds all."""
     count, sample, rng = 0, [], np.random.default_rng(0)
     for column in scan_entities(source.path, source.contract, event_until_us=refresh.end_us):
+        on_part()
         count += len(column)
         drawn = rng.integers(0, max(len(column), 1), min(len(column), 1000))
         sample.append(column.take(pa.array(drawn)))
@@ -75,7 +85,7 @@ def _spread(raw: Iterator[pa.Table], column: str, starts: list[Any], folder: Pat
     try:
         with ExitStack() as stack:
             writers: list[pa.RecordBatchFileWriter] = []
-            for table in ahead(raw):
+            for table in raw:
                 for file in files if not writers else ():
                     sink = stack.enter_context(pa.OSFile(str(file), "wb"))
                     writers.append(stack.enter_context(pa.ipc.new_file(sink, table.schema)))

@@ -83,6 +83,7 @@ class OverlapSchedule(Schedule):
             self._deliver(4)
             for job in world.jobs:
                 self._finish(job)
+        repo.retire()
         if world.undisturbed:
             _check(world.undisturbed, compared(repo, world.end))
             _check_served(repo)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -232,6 +232,10 @@ class SmallRepo:
         runner = Runner(self.workspace, online, self.store.config, self.store.registry, self.spec(view))
         return runner.refresh(end_us) if refresh else runner.run_due(end_us)
 
+    def retire(self) -> list[str]:
+        """`feast-embeddings retire`."""
+        return retire(self.workspace, online_store_of(self.store), self.store.config, self.store.registry)
+
     def freeze(self) -> Frozen:
         """The repo's files and its part of Redis, for any number of later runs from here."""
         copy = self.folder.with_name(f"{self.folder.name}-frozen")
@@ -361,20 +365,29 @@ def batch_bytes(batch: HistoryBatch) -> tuple[bytes, ...]:
     return tuple(column.tobytes() for column in columns)
 
 
-@contextmanager
-def retiring_at_once() -> Iterator[None]:
+def retiring_at_once() -> AbstractContextManager[None]:
     """Jobs of the engine remove retired fills before they end, where they would leave it to a thread."""
 
-    def at_once(workspace: Workspace, store: Any, config: Any, registry: Any) -> None:
+    def at_once(*repo: Any) -> None:
         with suppress(LeaseError):
-            retire(workspace, store, config, registry)
+            retire(*repo)
 
-    in_background = engine.retire_in_background
-    engine.retire_in_background = at_once
+    return _retiring(at_once)
+
+
+def retiring_never() -> AbstractContextManager[None]:
+    """Jobs of the engine leave retired fills to others."""
+    return _retiring(lambda *_: None)
+
+
+@contextmanager
+def _retiring(how: Callable[..., None]) -> Iterator[None]:
+    before = engine.retire_in_background
+    engine.retire_in_background = how
     try:
         yield
     finally:
-        engine.retire_in_background = in_background
+        engine.retire_in_background = before
 
 
 MakeRepo = Callable[..., SmallRepo]
