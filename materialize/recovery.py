@@ -23,11 +23,13 @@ from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.standstill import standstill
 from feast_embeddings.materialize.steps import reached
 from feast_embeddings.materialize.stores import online_store_of
+from feast_embeddings.materialize.stream.members import histories_left_by_stream
+from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
 from feast_embeddings.materialize.tombstones import Tombstones
 from feast_embeddings.materialize.view_work import RECEIVING
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, behaviors_of, embedding_specs
-from feast_embeddings.models.batch import Ids, Int64s
+from feast_embeddings.models.batch import HistoryBatch, Ids, Int64s
 from feast_embeddings.models.errors import LedgerError, OnlineStoreError
 from feast_embeddings.transformations.ordering import concat_ids
 from feast_embeddings.transformations.tags import EMBEDDING
@@ -88,6 +90,7 @@ class _Restore:
         self.online, self.config, self.registry = online_store_of(store), store.config, store.registry
         self.specs, self.restored, self.still_ours = specs, restored, still_ours
         self.encoder = specs[0].encoder
+        self._stamps: dict[int, tuple[int, int]] = {}  # tick → its end, and the start of its online write
 
     def run(self) -> None:
         """Vectors, then histories, then the manifest."""
@@ -165,6 +168,7 @@ class _Restore:
                 self._check_known(spec, rows)
             self._count(rows.fill, written)
             found.add(rows.fill)
+            self._stamps[rows.tick] = (rows.tick_end_us, rows.written_us)
             parts.append(rows.ids)
             ticks.append(np.full(len(rows.ids), rows.tick, np.int64))
         self._check_found(spec, fills, found)
@@ -205,25 +209,52 @@ class _Restore:
         ticks, pending = self.ledger.applied_ticks(spec.view), self.ledger.open_tick(spec.view, "incremental")
         if pending is not None:  # it may stand in the log, if only its last step was missing
             ticks.append(pending)
+        by_batch = np.isin(numbers, [tick.number for tick in ticks])
+        self._histories_of_stream(spec, source, ids[~by_batch], numbers[~by_batch])
+        ids, numbers = ids[by_batch], numbers[by_batch]
+        if not len(ids):
+            return
         kept = {tick.number: tick.kept or 1 for tick in ticks}
         index = np.searchsorted(np.array([tick.number for tick in ticks], np.int64), numbers)
         for queries, batch, _ in histories_left(source, ticks, kept, ids, index):
             for at in np.unique(index[queries]):
                 rows = np.flatnonzero((index[queries] == at) & (batch.lengths > 0))
-                written = online.write_history(
-                    self.online,
-                    self.config,
-                    view_name=spec.history,
-                    join_key=spec.join_key,
-                    tick=ticks[at].number,
-                    tick_end_us=ticks[at].end_us,
-                    event_time_us=ticks[at].window_start_us or 0,
-                    ids=ids[queries[rows]],
-                    batch=batch.take(rows),
-                    item_dtype=source.contract.item_dtype,
-                    on_chunk=self._on_chunk,
-                )
-                self._count(spec.history, written)
+                stamp = ticks[at].number, ticks[at].end_us, ticks[at].window_start_us or 0
+                self._write_history(spec, source, stamp, ids[queries[rows]], batch.take(rows))
+
+    def _histories_of_stream(self, spec: EmbeddingSpec, source: BehaviorLog, ids: Ids, numbers: Int64s) -> None:
+        """Restore histories whose last tick was a micro-batch of the view's stream."""
+        if not len(ids):
+            return
+        stream = StreamLedger(self.ledger)
+        spaces = {fill.space for fill in self.ledger.fills(view=spec.view, states=RECEIVING)}
+        kept = {tick.number: tick.kept for tick in stream.ticks(spec.view)}
+        length = max(kept.values(), default=0) or max(self.workspace.encoder(space).context for space in spaces)
+        ends = np.array([self._stamps[number][0] for number in numbers.tolist()], np.int64)
+        unfinished = [tick.number for tick in stream.open_ticks(spec.view) if tick.number not in self._stamps]
+        batch = histories_left_by_stream(source, spec.view, unfinished, ids, ends, length)
+        for number in np.unique(numbers).tolist():
+            rows = np.flatnonzero((numbers == number) & (batch.lengths > 0))
+            self._write_history(spec, source, (number, *self._stamps[number]), ids[rows], batch.take(rows))
+
+    def _write_history(
+        self, spec: EmbeddingSpec, source: BehaviorLog, stamp: tuple[int, int, int], ids: Ids, batch: HistoryBatch
+    ) -> None:
+        """Write histories [n] of one tick: its number, its end, and the start of its online write."""
+        written = online.write_history(
+            self.online,
+            self.config,
+            view_name=spec.history,
+            join_key=spec.join_key,
+            tick=stamp[0],
+            tick_end_us=stamp[1],
+            event_time_us=stamp[2],
+            ids=ids,
+            batch=batch,
+            item_dtype=source.contract.item_dtype,
+            on_chunk=self._on_chunk,
+        )
+        self._count(spec.history, written)
 
     def _count(self, name: str, written: int) -> None:
         self.restored.rows[name] = self.restored.rows.get(name, 0) + written

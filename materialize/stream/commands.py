@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -20,9 +21,10 @@ from feast_embeddings.materialize.stream.health import LOOPBACK, health_of
 from feast_embeddings.materialize.stream.redis_streams import agreed_partitions, append_behaviors
 from feast_embeddings.materialize.stream.replay import lines_of, replay_stream
 from feast_embeddings.materialize.stream.stream_job import SourceOptions, compaction_of, make_worker, user_spec
+from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
 from feast_embeddings.materialize.stream.worker import StreamOptions
 from feast_embeddings.materialize.workspace import Workspace, behaviors_of, embedding_specs
-from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.errors import DeclarationError, StreamError
 from feast_embeddings.transformations import contract_of
 from feast_embeddings.transformations.durations import duration_us
 
@@ -80,10 +82,13 @@ def append(
     ] = None,
     repo: Repo = Path(),
     view: View = None,
+    wait: Annotated[float, typer.Option(help="Wait up to so many seconds until as many were applied.")] = 0.0,
 ) -> None:
     """Append behaviors to the repo's stream, as an application would: one JSON object each."""
     store = _store(repo)
     spec = user_spec(store, view)
+    stream = StreamLedger(Workspace.of(store.config).ledger)
+    before = stream.totals(spec.view).get("read", 0)
     contract = contract_of(behaviors_of(store.registry, store.project, spec))
     lines = behaviors if behaviors else [line for line in sys.stdin if line.strip()]
     ids = [_entity(line, contract.entity) for line in lines]
@@ -92,6 +97,14 @@ def append(
         payloads = [line.strip().encode() for line in lines]
         append_behaviors(client, store.project, spec.behaviors, partitions, ids, payloads)
     typer.echo(f"{len(lines):,} behaviors appended to {spec.behaviors!r}")
+    deadline = time.monotonic() + wait
+    while wait and stream.totals(spec.view).get("read", 0) < before + len(lines):
+        if time.monotonic() > deadline:
+            raise StreamError(
+                f"The stream of view {spec.view!r} did not apply them within {wait:.0f} s: start a worker with "
+                "`feast-embeddings stream`; the behaviors wait for it."
+            )
+        time.sleep(0.05)
 
 
 def show_nearest(

@@ -11,10 +11,10 @@ import json
 import os
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -22,12 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.stream.contract import Delivery
 from feast_embeddings.materialize.stream.payloads import Decoded, raw_schema
 from feast_embeddings.materialize.stream.stream_ledger import StreamTick
 from feast_embeddings.models.batch import HistoryBatch, Ids, Int64s
-from feast_embeddings.transformations import Behaviors
+from feast_embeddings.transformations import BehaviorContract, Behaviors, Histories, prepare
 from feast_embeddings.transformations.cleaning import deduplicate, refusals
 from feast_embeddings.transformations.validate import QUARANTINE_SCHEMA, quarantine_rows, validate
 
@@ -230,6 +231,31 @@ def part_range(path: Path, view: str) -> tuple[int, int]:
 def parts_of(folder: Path, view: str) -> list[Path]:
     """Files that ticks of a view appended to the behavior log, oldest first; compacted ones too."""
     return sorted(folder.glob(f"stream-{quote(view, safe='')}-[0-9]*.parquet"))
+
+
+def raw_rows(folder: Path, view: str, contract: BehaviorContract, kept: Callable[[pa.ChunkedArray], Any]) -> pa.Table:
+    """Raw rows of the whole behavior log, but of appended ones only those whose tick is ``kept``: numbers → mask."""
+    schema, parts = raw_schema(contract), set(parts_of(folder, view))
+    tables = []
+    for path in sorted(folder.rglob("*.parquet")):
+        table = pq.read_table(path, partitioning=None)
+        table = table.filter(kept(table[TICK])) if path in parts else table
+        tables.append(table.select(schema.names).replace_schema_metadata(None))
+    return pa.concat_tables([schema.empty_table(), *tables], promote_options="permissive")
+
+
+def histories_left_by_stream(
+    log: BehaviorLog, view: str, unfinished: Sequence[int], ids: Ids, ends_us: Int64s, length: int
+) -> HistoryBatch:
+    """Histories [n] as a stream's ticks left them in Redis: of all that was applied, but for ticks that are unfinished.
+
+    ``ends_us``, int64 [n], is the end of each entity's last tick: nothing of it came later.
+    """
+    wanted = pa.array(unfinished, pa.int64())
+    folder = parts_folder(log.path) or Path(log.path)
+    raw = raw_rows(folder, view, log.contract, lambda ticks: pc.invert(pc.is_in(ticks, wanted)))
+    behaviors = prepare(log.living(raw), log.contract, log.rules, now_us()).behaviors
+    return Histories(behaviors).as_of(ids, ends_us, length)
 
 
 def rows_of_ticks(folder: Path, view: str, numbers: list[int]) -> pa.Table | None:

@@ -19,7 +19,7 @@ from feast_embeddings.materialize.ledger_records import Fill
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.policy import Hybrid, Incremental, blend
 from feast_embeddings.materialize.stores import online_store_of
-from feast_embeddings.materialize.stream.members import TICK, parts_folder, parts_of
+from feast_embeddings.materialize.stream.members import TICK, parts_folder, parts_of, raw_rows
 from feast_embeddings.materialize.stream.payloads import raw_schema
 from feast_embeddings.materialize.stream.stream_job import behavior_log_of, user_spec
 from feast_embeddings.materialize.stream.stream_ledger import RECEIVING, StreamLedger, StreamTick
@@ -136,14 +136,7 @@ class _Replay:
 
     def _raw_before(self, first: int) -> pa.Table:
         """Raw rows of the behavior log that no micro-batch from ``first`` on appended."""
-        schema, parts = raw_schema(self.log.contract), set(parts_of(self.folder, self.spec.view))
-        tables = []
-        for path in sorted(self.folder.rglob("*.parquet")):
-            table = pq.read_table(path, partitioning=None)
-            if path in parts:
-                table = table.filter(pc.less(table[TICK], first))
-            tables.append(table.select(schema.names).replace_schema_metadata(None))
-        return pa.concat_tables([schema.empty_table(), *tables], promote_options="permissive")
+        return raw_rows(self.folder, self.spec.view, self.log.contract, lambda ticks: pc.less(ticks, first))
 
     def _members(self) -> dict[int, pa.Table]:
         """Canonical rows by tick."""
