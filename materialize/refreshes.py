@@ -63,6 +63,11 @@ class Refreshes:
         self.log.drop_staged(tick.number, tick.fills)
         self.log.drop_caught_up(tick.fills[0])
 
+    def still_ours(self) -> bool:
+        """True; raises LeaseError if another worker took the lease over."""
+        self.work.lease.check()
+        return True
+
     def write(self, tick: Tick) -> Tick:
         """Compute what is not staged yet, and write it to Redis."""
         if not self._staged(tick):

@@ -167,13 +167,13 @@ class Runner:
                 return
             self._take_up_tick(ticks)
 
-    def _settle(self, before: int) -> None:
+    def _settle(self, refreshes: Refreshes, before: int) -> None:
         """Wait until no tick is open that was recorded before a refresh: it would extend histories of that."""
         while True:
             tick = self.ledger.open_tick(self.spec.view, "incremental")
             if tick is None or tick.number > before:
                 return
-            with self._ticking(self._owner, TICKS_WAIT_S, lambda: True) as ticks:
+            with self._ticking(self._owner, TICKS_WAIT_S, refreshes.still_ours) as ticks:
                 self._take_up_tick(ticks)
 
     # ── refreshes ────────────────────────────────────────────────────────────────────────────────────────
@@ -191,7 +191,7 @@ class Runner:
     def _finish_refresh(self, refreshes: Refreshes, tick: Tick, ticks: Ticks | None) -> None:
         """Make the fill, catch up, cut over. ``ticks`` where the job holds the lease of the ticks already."""
         if ticks is None:
-            self._settle(tick.number)
+            self._settle(refreshes, tick.number)
         tick = refreshes.write(tick)
         caught_up = 0
         while found := refreshes.catch_up():
