@@ -134,10 +134,11 @@ def processes(folder: Path, port: int, kafka: bool, options: argparse.Namespace)
             worker.stdout.readline()
         yield generator, workers
     finally:
-        for process in (*workers, generator):
-            process.terminate()
-        for process in (*workers, generator):
-            process.wait(20)
+        for each in (workers, [generator]):  # the brokers live in the generator: it goes last
+            for process in each:
+                process.terminate()
+            for process in each:
+                process.wait(30)
 
 
 def measure(
@@ -149,7 +150,7 @@ def measure(
         first = 10_000_000 if kafka else 0
         _send(generator, 200, 5, first)  # encoders loaded, lanes shared
         first += 1000
-        _await(folder, first - (10_000_000 if kafka else 0), kafka, 30)
+        _await(folder, first - (10_000_000 if kafka else 0), kafka, 120)
         for rate in rates:
             before = [_cpu(worker.pid) for worker in workers]
             sent = _send(generator, rate, options.seconds, first)
@@ -208,8 +209,7 @@ def _latencies(folder: Path, first: int, end: int, since_s: float) -> dict[str, 
     time.sleep(0.5)
     ticks, late, rows = _applied(folder), [], 0
     used: set[int] = set()
-    for path in sorted((folder / "data" / "behaviors").glob("stream-*.parquet")):
-        table = pq.read_table(path, columns=["at", "id", "_tick"])
+    for table in _appended(folder):
         number = np.array([int(each[1:]) for each in table["id"].to_pylist()], np.int64)
         at = table["at"].cast(pa.int64()).to_numpy()
         mine = (number >= first) & (number < end) & (at >= since_s * 1e6)
@@ -229,6 +229,16 @@ def _latencies(folder: Path, first: int, end: int, since_s: float) -> dict[str, 
         "ticks": len(used),
         **{f"{name}_ms": value for name, value in stages.items()},
     }
+
+
+def _appended(folder: Path) -> list[pa.Table]:
+    """What was appended to the behavior log; read again where the workers put files together meanwhile."""
+    while True:
+        try:
+            paths = sorted((folder / "data" / "behaviors").glob("stream-*.parquet"))
+            return [pq.ParquetFile(path).read(columns=["at", "id", "_tick"]) for path in paths]
+        except FileNotFoundError:
+            continue
 
 
 def measure_stock(folder: Path, port: int, sizes: tuple[int, ...], seconds: float) -> list[dict[str, Any]]:

@@ -104,7 +104,12 @@ class Kafka:
         lags = {}
         for partition in self._partitions:
             place = self._kafka.TopicPartition(self.name, partition)
-            low, high = self._consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
+            try:
+                low, high = self._consumer.get_watermark_offsets(place, cached=True)
+                if high < 0:  # nothing was fetched of it yet
+                    low, high = self._consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
+            except self._kafka.KafkaException as error:
+                raise self._error(error) from error
             lags[partition] = max(high - max(self._next[partition], low), 0)
         return lags
 

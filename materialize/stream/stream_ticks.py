@@ -32,6 +32,7 @@ from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.batch import Float32s, Ids
+from feast_embeddings.models.errors import StreamError
 from feast_embeddings.transformations import Behaviors, Histories, extend
 from feast_embeddings.transformations.tags import EMBEDDING
 
@@ -86,6 +87,11 @@ class StreamTicks:
         before = [tick for tick in self.stream.last_ticks(self.spec.view, self.lane, 500) if tick.state == "published"]
         self.membership.remember(before)
         for tick in found:
+            if tick.source != source.name:
+                raise StreamError(
+                    f"Tick {tick.number} of view {tick.view!r} was begun from source {tick.source!r}, and this worker "
+                    f"reads {source.name!r}: run a worker on {tick.source!r} once, which finishes it."
+                )
             members = self.membership.find(tick)
             delivery = source.replay(tick.ranges) if members is None else None
             decoded = None if delivery is None else decode(delivery.payloads, self.contract)
