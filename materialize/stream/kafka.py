@@ -6,6 +6,7 @@ in the middle of a micro-batch. The consumer group holds the committed offsets, 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -16,6 +17,7 @@ from feast_embeddings.materialize.stream.contract import Delivery, Positions, Ra
 from feast_embeddings.models.errors import StreamError
 
 _TIMEOUT_S: Final = 10.0
+_TURN_S: Final = 0.02
 _EXTRA: Final = "Kafka needs confluent-kafka: install feast-embeddings[kafka]."
 
 
@@ -59,23 +61,31 @@ class Kafka:
         self._after = dict(after or {})
         self._delivered: dict[int, int] = {}
         self._next: dict[int, int] = {}
+        self._ends: dict[int, int] = {}
+        self._lock = threading.Lock()
         self._consumer = self._kafka.Consumer(self._settings)
         self._start()
 
     def next_batch(self, max_events: int, max_wait_s: float) -> Delivery | None:
         """As the contract says."""
-        messages = self._consumer.consume(max_events, 0)
-        if not messages:
-            first = self._consumer.poll(max_wait_s)
-            if first is None:
+        deadline = time.monotonic() + max_wait_s
+        while not (messages := self._take(max_events)):
+            if time.monotonic() >= deadline:
                 return None
-            messages = [first, *(self._consumer.consume(max_events - 1, 0) if max_events > 1 else [])]
         delivery = self._delivery(messages).after(self._after)
         if not len(delivery):
             return None
         self._delivered |= delivery.positions
         self._next |= {partition: last + 1 for partition, last in delivery.positions.items()}
         return delivery
+
+    def _take(self, most: int) -> list[Any]:
+        """What is there, after a short wait for the first message: threads that commit or look take their turns."""
+        with self._lock:
+            first = self._consumer.poll(_TURN_S)
+            if first is None:
+                return []
+            return [first, *(self._consumer.consume(most - 1, 0) if most > 1 else [])]
 
     def snapshot(self) -> dict[int, int]:
         """As the contract says."""
@@ -96,7 +106,9 @@ class Kafka:
         """As the contract says; sent without waiting for the answer."""
         self._after |= {partition: max(last, self._after.get(partition, -1)) for partition, last in positions.items()}
         offsets = [self._kafka.TopicPartition(self.name, partition, last + 1) for partition, last in positions.items()]
-        if offsets:
+        if not offsets:
+            return
+        with self._lock:
             self._consumer.commit(offsets=offsets, asynchronous=True)
 
     def lag(self) -> dict[int, int]:
@@ -104,13 +116,9 @@ class Kafka:
         lags = {}
         for partition in self._partitions:
             place = self._kafka.TopicPartition(self.name, partition)
-            try:
-                low, high = self._consumer.get_watermark_offsets(place, cached=True)
-                if high < 0:  # nothing was fetched of it yet
-                    low, high = self._consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
-            except self._kafka.KafkaException as error:
-                raise self._error(error) from error
-            lags[partition] = max(high - max(self._next[partition], low), 0)
+            with self._lock:
+                _, high = self._consumer.get_watermark_offsets(place, cached=True)  # of the last fetch: no round trip
+            lags[partition] = max(max(high, self._ends[partition]) - self._next[partition], 0)
         return lags
 
     def close(self) -> None:
@@ -126,7 +134,9 @@ class Kafka:
         except self._kafka.KafkaException as error:
             raise self._error(error) from error
         starts = []
-        for partition in self._partitions:
+        for place in places:
+            partition = place.partition
+            _, self._ends[partition] = self._consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
             first = max(committed.get(partition, -1), self._after.get(partition, -1) + 1)
             start = first if first > 0 else self._kafka.OFFSET_BEGINNING
             self._next[partition] = max(first, 0)
