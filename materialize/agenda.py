@@ -12,6 +12,7 @@ from feast_embeddings.materialize.clock import iso
 from feast_embeddings.materialize.ledger_records import Fill, Tick
 from feast_embeddings.materialize.policy import Due, Incremental, due
 from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
+from feast_embeddings.materialize.unseen_ledger import UnseenLedger
 from feast_embeddings.materialize.view_work import RECEIVING
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace
@@ -33,6 +34,7 @@ class Agenda:
         self.spec, self.view = spec, spec.view
         self._notice = notice
         self._created = created
+        self._unseen = UnseenLedger(self.ledger, spec.view, spec.users) if spec.users else None
 
     def due(self, end_us: int) -> list[Due]:
         """Units of work due up to a time, in order; a refresh that is being made counts as done."""
@@ -41,7 +43,7 @@ class Agenda:
         new_space = served is not None and served.space != declared and not self._rolled_back_from(declared)
         if self.spec.tower == "item":
             fresh = served is not None and not new_space
-            return [] if fresh else [Due("full", watermark, max(end_us, watermark or end_us))]
+            return self._following(end_us) if fresh else [Due("full", watermark, max(end_us, watermark or end_us))]
         if new_space and served is not None and isinstance(self.spec.policy, Incremental):
             self._notice(
                 f"the declared encoder's space {declared} is not the live {served.space}, and an Incremental policy "
@@ -61,6 +63,11 @@ class Agenda:
             self._notice("its ticks are those of its stream: only refreshes are run here")
         return [unit for unit in units if unit.kind == "full"]
 
+    def _following(self, end_us: int) -> list[Due]:
+        """The next tick of an item view, if its user view has ticks that it has not followed yet."""
+        waiting = self._unseen.waiting(end_us) if self._unseen else []
+        return [Due("incremental", None, max(tick.end_us for tick in waiting))] if waiting else []
+
     @property
     def streamed(self) -> bool:
         """Whether a stream feeds the view: its micro-batches are its ticks then."""
@@ -78,6 +85,8 @@ class Agenda:
         Raises:
             OvertakenError: Another job recorded something meanwhile.
         """
+        if self._unseen is not None:
+            return self._unseen.record(self._unseen.waiting(unit.end_us))
         number, _ = self.ledger.newest(self.view)
         targets = [fill.fill for fill in self.ledger.fills(view=self.view, states=RECEIVING)]
         refresh = self._refresh()
@@ -110,6 +119,8 @@ class Agenda:
         """
         number, newest = self.ledger.newest(self.view)
         end_us = max(end_us, self._stream_end_us() or end_us)  # it holds all that its stream has applied
+        if self.spec.tower == "item" and newest is not None:
+            end_us = max(end_us, newest.end_us)  # its vectors are the encoder's at any time
         if newest is not None and end_us < newest.end_us:
             raise TickError(
                 f"View {self.view!r} already stands at {iso(newest.end_us)}; a refresh as of {iso(end_us)} "

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -47,7 +48,7 @@ class FillRowsOfTick:
 
 def newest_rows(log: EmbeddingLog, fills: Sequence[str]) -> Iterator[FillRowsOfTick]:
     """The row with the highest tick of every entity, in each of these fills; one file in memory at a time."""
-    files = [_GLOB.sub(r"[\1]", str(path)) for path in log.files()]
+    files = [as_pattern(path) for path in log.files()]
     if not files or not fills:
         return
     with duckdb.connect() as database:
@@ -57,6 +58,11 @@ def newest_rows(log: EmbeddingLog, fills: Sequence[str]) -> Iterator[FillRowsOfT
     for name, (start, end) in zip(names, pairwise([*starts, len(found["row"])]), strict=True):
         rows = pq.read_table(name, schema=log.schema, partitioning=None).take(pa.array(found["row"][start:end]))
         yield from _by_tick(log, rows)
+
+
+def as_pattern(path: Path) -> str:
+    """A path as DuckDB takes it."""
+    return _GLOB.sub(r"[\1]", str(path))
 
 
 def _by_tick(log: EmbeddingLog, rows: pa.Table) -> Iterator[FillRowsOfTick]:

@@ -24,6 +24,7 @@ from feast_embeddings.materialize.refreshes import Refreshes
 from feast_embeddings.materialize.steps import reached
 from feast_embeddings.materialize.stream.lanes import paused
 from feast_embeddings.materialize.ticks import Ticks
+from feast_embeddings.materialize.unseen_ticks import Followed, UnseenTicks
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, behaviors_of, refresh_resource, view_resource
 from feast_embeddings.models.errors import LeaseError, OnlineStoreError, OvertakenError, TickError
@@ -79,6 +80,7 @@ class Runner:
         self.cutovers = Cutovers(workspace, store, config, registry)
         self.outcome = Outcome()
         self._source = _source(workspace, config, registry, spec)
+        self._followed = Followed.of(workspace, config, registry, spec)
         created = self._source is not None and bool(self._source.contract.created_time)
         self.agenda = Agenda(workspace, spec, self.outcome.notice, created)
         self._lease_s = lease_s
@@ -266,7 +268,8 @@ class Runner:
         self.workspace.declared_space(self.spec)
         wait, wait_s = on_wait or self._last_round, LAST_ROUND_WAIT_S if wait_s is None else wait_s
         with held(self.ledger, self._ticks_lease, self._lease_s, wait_s, owner, wait) as lease:
-            yield Ticks(self.workspace, self.store, self.config, self.spec, self._source, lease)
+            repo = self.workspace, self.store, self.config, self.spec
+            yield UnseenTicks(*repo, self._followed, lease) if self._followed else Ticks(*repo, self._source, lease)
 
     @contextmanager
     def _refreshing(self, owner: str | None = None) -> Iterator[Refreshes]:

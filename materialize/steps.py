@@ -8,6 +8,7 @@ from contextlib import contextmanager
 Listener = Callable[[str], None]
 
 TICK = ("recorded", "members", "staged", "window", "chunk", "written", "logged", "published")
+ITEM_TICK = ("recorded", "members", "summed", "staged", "window", "chunk", "written", "logged", "published")
 CATCH_UP = ("caught-up-staged", "chunk", "caught-up", "caught-up-all")
 CUTOVER = ("cutover-recorded", "cutover-switched", "cutover-logged", "cutover-done")
 RETIREMENT = ("retiring", "retired")

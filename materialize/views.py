@@ -54,6 +54,8 @@ class EmbeddingSpec:
         log: Folder of the embedding log, relative to the feature repo.
         ttl_us: Age in microseconds past which a vector is no longer served; 0: it is served forever.
         storage: How many bits of a number are kept: ``float32``, ``float16`` or ``int8``.
+        users: For an item tower: the embedding view whose users' vectors stand for items that the encoder never saw;
+            empty where there is none.
     """
 
     view: str
@@ -70,6 +72,7 @@ class EmbeddingSpec:
     log: str
     ttl_us: int
     storage: Storage = "float32"
+    users: str = ""
 
 
 def embedding_view(
@@ -127,14 +130,24 @@ def item_embedding_view(
     ttl: timedelta = timedelta(0),
     state: str = STATE,
     storage: Storage = "float32",
+    unseen: FeatureView | None = None,
     description: str = "",
 ) -> StreamFeatureView:
-    """Declare the item tower of an encoder: the vectors of the items it was trained on.
+    """Declare the item tower of an encoder: the vectors of the items it was trained on, and of new ones if asked.
 
-    Arguments are those of :func:`embedding_view`. An item's vector changes only with the encoder, so the default
-    policy is a refresh whenever the encoder's space is new.
+    Arguments are those of :func:`embedding_view`. A trained item's vector changes only with the encoder, so the
+    default policy is a refresh whenever the encoder's space is new. ``unseen`` names the embedding view of the same
+    encoder whose users come to items that the encoder never saw: such an item is then served the mean of the vectors
+    that were served for its users before their behaviors, and ``feast materialize-incremental`` follows that view's
+    ticks. Without it those items have no vector.
+
+    Raises:
+        DeclarationError: As :func:`embedding_view`; or ``unseen`` is no user embedding view of this encoder.
     """
     tags = {"tower": "item", "behaviors": "", "history": ""}
+    if unseen is not None:
+        _check_users(name, unseen, encoder, dim, artifact or f"data/encoders/{encoder}")
+        tags["users"] = unseen.name
     return _view(name, entity, encoder, dim, policy or Full(), artifact, ttl, state, storage, description, tags)
 
 
@@ -198,6 +211,7 @@ def spec_of(view: FeatureView) -> EmbeddingSpec:
         log=str(Path(source_of(view).path).parent.parent),
         ttl_us=round((view.ttl or timedelta(0)).total_seconds() * 1_000_000),
         storage=cast(Storage, tags.get("storage", "float32")),
+        users=tags.get("users", ""),
     )
 
 
@@ -295,6 +309,22 @@ def _view(
         description=description,
         tags={f"{PREFIX}{key}": value for key, value in declared.items()},
     )
+
+
+def _check_users(name: str, unseen: FeatureView, encoder: str, dim: int, artifact: str) -> None:
+    """Vectors of users stand for items only in one space."""
+    users = spec_of(unseen) if is_embedding(unseen) else None
+    if users is None or users.tower != "user":
+        raise DeclarationError(
+            f"item_embedding_view {name!r}: unseen={unseen.name!r} holds no vectors of users: name a view that "
+            "embedding_view() declared."
+        )
+    if (users.encoder, users.dim, users.artifact) != (encoder, dim, artifact):
+        raise DeclarationError(
+            f"item_embedding_view {name!r}: unseen={unseen.name!r} is of encoder {users.encoder!r} (dim={users.dim}, "
+            f"{users.artifact}), this view of {encoder!r} (dim={dim}, {artifact}): vectors are averaged within one "
+            "space only, so declare both with one encoder."
+        )
 
 
 def _space_tag(view: str, artifact: str, dim: int) -> dict[str, str]:
