@@ -55,6 +55,15 @@ def test_later_ticks_add_to_the_mean_as_if_all_had_come_at_once(make_repo: MakeR
     assert read(repo).values[1].tobytes() == mean(other).tobytes()
 
 
+def test_the_stock_command_runs_the_ticks_of_items_after_those_of_users(make_repo: MakeRepo) -> None:
+    repo = following(make_repo)
+    came(repo, [1, 2], 4.5)
+    before = users_before(repo, [1, 2])
+    with at(day(5)):
+        repo.incremental(day(5))
+    assert read(repo).values[0].tobytes() == mean(before).tobytes()
+
+
 def test_a_user_without_a_vector_counts_for_nothing(make_repo: MakeRepo) -> None:
     repo = following(make_repo)
     came(repo, [STRANGER, 2], 4.5)
