@@ -93,11 +93,11 @@ class Compaction:
         except LeaseError:
             return found
         try:
-            self.stream.prune(self.view, now_us() - KEPT_US)
             published = self.stream.published(self.view, self._oldest())
             for merge in (self._embeddings, self._behaviors):
                 if not is_paused(self.stream.ledger, self.project, self.view):
                     merge(published, found, lease.check)
+            self.stream.prune(self.view, now_us() - KEPT_US)  # only now: what is merged must still be known
         finally:
             lease.release()
         return found
