@@ -42,7 +42,7 @@ from rich.table import Table
 
 from feast_embeddings.models import Encoder, load_encoder
 from feast_embeddings.models.bootstrap import Estimate, bootstrap
-from feast_embeddings.models.unseen_items import UnseenItems
+from feast_embeddings.models.unseen_items import UnseenItems, trained_length
 from feast_embeddings.transformations import Behaviors, Histories
 
 RESULTS = Path(__file__).parent / "results" / "freshness.json"
@@ -180,7 +180,7 @@ def measure(behaviors: Behaviors, encoder: Encoder, questions: Questions) -> Fou
         recent = behaviors.items[(behaviors.times_us >= start - DAY_US) & (behaviors.times_us < start)].astype(np.int64)
         shelves = {
             True: Shelf(known_ids, known_vectors, recent, learned),
-            False: Shelf(unseen.ids.astype(np.int64), unseen.vectors(), recent, None),
+            False: Shelf(unseen.ids.astype(np.int64), unseen.vectors(trained_length(encoder)), recent, None),
         }
         for known, shelf in shelves.items():
             rows = np.flatnonzero(now & (is_known == known))

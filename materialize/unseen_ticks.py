@@ -1,4 +1,4 @@
-"""Ticks of an item view: items that the encoder never saw become the mean of the users who came to them.
+"""Ticks of an item view: items that the encoder never saw are placed where the users who came to them were.
 
 Such a tick follows published ticks of the user view, and reads the same behaviors. A behavior counts with the vector
 that reads returned for its user just before the user's tick was published, in the space of the fill that is written.
@@ -34,7 +34,7 @@ from feast_embeddings.materialize.workspace import Workspace, behaviors_of, embe
 from feast_embeddings.models.batch import Float32s, Int64s
 from feast_embeddings.models.encoder import Encoder
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.models.unseen_items import UnseenItems
+from feast_embeddings.models.unseen_items import UnseenItems, trained_length
 from feast_embeddings.transformations import Behaviors
 from feast_embeddings.transformations.validate import validate
 
@@ -148,7 +148,7 @@ class UnseenTicks(Ticks):
             self.work.lease.check()
             sums = self._sums.add(name, tick.number, _unseen(encoder, fill.space, items, users))
             reached("summed")
-            vectors = sums.vectors() if len(sums.ids) else np.empty((0, encoder.dim), np.float32)
+            vectors = sums.vectors(trained_length(encoder)) if len(sums.ids) else np.empty((0, encoder.dim), np.float32)
             self.log.stage(name, tick.number, sums.ids, vectors)
 
     def _living(self, behaviors: pa.Table) -> pa.Table:

@@ -137,9 +137,9 @@ def item_embedding_view(
 
     Arguments are those of :func:`embedding_view`. A trained item's vector changes only with the encoder, so the
     default policy is a refresh whenever the encoder's space is new. ``unseen`` names the embedding view of the same
-    encoder whose users come to items that the encoder never saw: such an item is then served the mean of the vectors
-    that were served for its users before their behaviors, and ``feast materialize-incremental`` follows that view's
-    ticks. Without it those items have no vector.
+    encoder whose users come to items that the encoder never saw: such an item is then placed by the vectors that were
+    served for its users before their behaviors (``models.UnseenItems``), and ``feast materialize-incremental`` follows
+    that view's ticks. Without it those items have no vector.
 
     Raises:
         DeclarationError: As :func:`embedding_view`; or ``unseen`` is no user embedding view of this encoder.

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from repo_fixture import ITEMS, MakeRepo, StoppedError, at, day, moment, stopping_at, tiny_encoder
 from ticks_fixture import started, tick_at
-from unseen_fixture import NEW, OTHER, PLAIN, both, came, following, mean, read, users_before
+from unseen_fixture import NEW, OTHER, PLAIN, both, came, following, placed, read, users_before
 
 from feast_embeddings.materialize.erasure import forget
 from feast_embeddings.materialize.neighbors import nearest
@@ -24,7 +24,7 @@ STRANGER = 77
 # ── what an unseen item is served ────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_unseen_item_is_served_the_mean_of_the_users_who_came_to_it_before_they_came(make_repo: MakeRepo) -> None:
+def test_an_unseen_item_stands_where_the_users_stood_who_came_to_it_before_they_came(make_repo: MakeRepo) -> None:
     repo = following(make_repo)
     came(repo, [1, 2, 2, 4], 4.5)
     before = users_before(repo, [1, 2, 2, 4])
@@ -34,11 +34,11 @@ def test_an_unseen_item_is_served_the_mean_of_the_users_who_came_to_it_before_th
     tick_at(repo, 5, "item_embedding")
     found = read(repo)
     assert found.found.tolist() == [True, False]
-    assert found.values[0].tobytes() == mean(before).tobytes()
+    assert found.values[0].tobytes() == placed(before).tobytes()
     assert found.space == repo.vectors().space
 
 
-def test_later_ticks_add_to_the_mean_as_if_all_had_come_at_once(make_repo: MakeRepo) -> None:
+def test_later_ticks_add_to_the_others_as_if_all_had_come_at_once(make_repo: MakeRepo) -> None:
     repo = following(make_repo)
     came(repo, [1, 2, 2], 4.5)
     came(repo, [7], 5.5)
@@ -51,8 +51,8 @@ def test_later_ticks_add_to_the_mean_as_if_all_had_come_at_once(make_repo: MakeR
     third, other = users_before(repo, [3, 1]), users_before(repo, [4])
     tick_at(repo, 7)
     tick_at(repo, 7, "item_embedding")  # follows both of them
-    assert read(repo).values[0].tobytes() == mean(np.concatenate([first, second, third])).tobytes()
-    assert read(repo).values[1].tobytes() == mean(other).tobytes()
+    assert read(repo).values[0].tobytes() == placed(np.concatenate([first, second, third])).tobytes()
+    assert read(repo).values[1].tobytes() == placed(other).tobytes()
 
 
 def test_the_stock_command_runs_the_ticks_of_items_after_those_of_users(make_repo: MakeRepo) -> None:
@@ -61,7 +61,7 @@ def test_the_stock_command_runs_the_ticks_of_items_after_those_of_users(make_rep
     before = users_before(repo, [1, 2])
     with at(day(5)):
         repo.incremental(day(5))
-    assert read(repo).values[0].tobytes() == mean(before).tobytes()
+    assert read(repo).values[0].tobytes() == placed(before).tobytes()
 
 
 def test_a_user_without_a_vector_counts_for_nothing(make_repo: MakeRepo) -> None:
@@ -71,11 +71,11 @@ def test_a_user_without_a_vector_counts_for_nothing(make_repo: MakeRepo) -> None
     before = users_before(repo, [2])
     both(repo, 5)
     assert read(repo).found.tolist() == [True, False]
-    assert read(repo).values[0].tobytes() == mean(before).tobytes()
+    assert read(repo).values[0].tobytes() == placed(before).tobytes()
     came(repo, [STRANGER], 5.5, OTHER)  # by now it has one
     before = users_before(repo, [STRANGER])
     both(repo, 6)
-    assert read(repo).values[1].tobytes() == mean(before).tobytes()
+    assert read(repo).values[1].tobytes() == placed(before).tobytes()
 
 
 def test_trained_items_keep_the_vectors_of_the_encoder(make_repo: MakeRepo) -> None:
@@ -141,7 +141,7 @@ def test_what_a_voided_tick_was_to_follow_is_followed_by_the_next_one(make_repo:
         restore(repo.store)
     tick_at(repo, 5, "item_embedding")
     assert repo.workspace.ledger.tick("item_embedding", 2).state == "abandoned"
-    assert read(repo).values[0].tobytes() == mean(before).tobytes()
+    assert read(repo).values[0].tobytes() == placed(before).tobytes()
 
 
 def test_a_restored_redis_serves_the_same_and_goes_on_the_same(make_repo: MakeRepo) -> None:
@@ -165,12 +165,12 @@ def test_a_restored_redis_serves_the_same_and_goes_on_the_same(make_repo: MakeRe
 # ── spaces ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_each_space_has_means_of_its_own_users(make_repo: MakeRepo) -> None:
+def test_each_space_knows_its_own_users_only(make_repo: MakeRepo) -> None:
     repo = following(make_repo)
     came(repo, [1, 2], 4.5)
+    first = users_before(repo, [1, 2])
     both(repo, 5)
     old = users_before(repo, [3])
-    first = read(repo).values[0].astype(np.float64)
     repo.encode_with(tiny_encoder(2))
     with at(day(5)):
         repo.materialize(day(5))
@@ -178,11 +178,11 @@ def test_each_space_has_means_of_its_own_users(make_repo: MakeRepo) -> None:
     new = users_before(repo, [3])
     came(repo, [3], 5.5)
     both(repo, 6)
-    assert read(repo).values[0].tobytes() == mean(new).tobytes()
+    assert read(repo).values[0].tobytes() == placed(new, seed=2).tobytes()
     (retained,) = repo.fills("retained", view="item_embedding")
     log = repo.log("item_embedding").to_pandas()
     kept = log[(log["fill"] == retained.fill) & (log["item_id"] == NEW)]
-    np.testing.assert_allclose(kept["embedding"].iloc[-1], (first * 2 + old[0]) / 3, rtol=0, atol=1e-6)
+    assert kept["embedding"].iloc[-1].tobytes() == placed(np.concatenate([first, old])).tobytes()
 
 
 def test_an_item_that_the_next_encoder_knows_gets_its_vector(make_repo: MakeRepo) -> None:
@@ -243,7 +243,7 @@ def test_refreshes_of_a_view_that_has_no_other_ticks_are_followed(make_repo: Mak
     both(repo, 5)
     second = users_before(repo, [3])
     both(repo, 6)
-    assert read(repo).values[0].tobytes() == mean(np.concatenate([first, second])).tobytes()
+    assert read(repo).values[0].tobytes() == placed(np.concatenate([first, second])).tobytes()
 
 
 @pytest.mark.parametrize(

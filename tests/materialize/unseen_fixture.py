@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from repo_fixture import MakeRepo, SmallRepo, day, rows
+from repo_fixture import ITEMS, MakeRepo, SmallRepo, day, rows, tiny_encoder
 from ticks_fixture import started, tick_at
 
 from feast_embeddings.materialize.online_reads import Vectors, read_vectors
@@ -48,9 +48,16 @@ def users_before(repo: SmallRepo, users: Sequence[int]) -> np.ndarray:
     return found.values.astype(np.float64)
 
 
-def mean(vectors: np.ndarray) -> np.ndarray:
-    """A mean, summed in units of 2^-30, so that no order of the sum counts: float32 [dim]."""
-    return (np.rint(vectors * 2.0**30).sum(axis=0) * 2.0**-30 / len(vectors)).astype(np.float32)
+def placed(vectors: np.ndarray, seed: int = 1) -> np.ndarray:
+    """Where an item stands that n users [n, dim] came to, before whom the encoder of a seed was trained: float32 [dim].
+
+    Summed in units of 2^-30, so that no order of the sum counts; as long as a trained item times n / (n + 20).
+    """
+    users = len(vectors)
+    mean = np.rint(vectors * 2.0**30).sum(axis=0, keepdims=True) * 2.0**-30 / users
+    known = tiny_encoder(seed).encode_items(ITEMS)[0].astype(np.float64)
+    length = np.linalg.norm(known, axis=1).mean() * users / (users + 20.0)
+    return (mean * (length / np.linalg.norm(mean, axis=1, keepdims=True)))[0].astype(np.float32)
 
 
 def both(repo: SmallRepo, days: float) -> None:

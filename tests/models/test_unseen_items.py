@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from feast_embeddings.models import UnseenItems
 from feast_embeddings.models.errors import SpaceError
+from feast_embeddings.models.unseen_items import trained_length
 
 UNKNOWN = np.array([1001, 1002, 1003, 1004])
 
@@ -34,7 +35,7 @@ def same(one: UnseenItems, other: UnseenItems) -> bool:
     return (
         one.ids.tolist() == other.ids.tolist()
         and np.array_equal(one.support, other.support)
-        and np.array_equal(one.vectors(), other.vectors())
+        and np.array_equal(one.means(), other.means())
     )
 
 
@@ -43,7 +44,7 @@ def test_an_unseen_item_is_the_mean_of_the_users_before_it(case, encoder):
     unseen = UnseenItems.of(encoder, items, users)
     assert not np.isin(unseen.ids, case.items).any()
     assert set(unseen.ids.tolist()) == set(items.tolist()) - set(case.items.tolist())
-    for item, vector, support in zip(unseen.ids, unseen.vectors(), unseen.support, strict=True):
+    for item, vector, support in zip(unseen.ids, unseen.means(), unseen.support, strict=True):
         assert support == (items == item).sum()
         assert np.allclose(vector, users[items == item].mean(axis=0), atol=1e-6)
 
@@ -61,20 +62,21 @@ def test_order_and_division_change_no_bit(case, encoder, seed, count, cut):
     assert same(parts[1].merged(parts[0]), whole)
 
 
-@given(seed=st.integers(0, 10_000), ticks=st.integers(1, 6))
-@settings(max_examples=15)
-def test_stored_means_brought_up_to_date_are_the_mean_of_all(case, encoder, seed, ticks):
-    items, users = behaviors(case, encoder, seed, count=ticks * 40)
-    whole = UnseenItems.of(encoder, items, users)
-    stored = {item: (np.zeros(encoder.dim, np.float32), 0) for item in whole.ids.tolist()}
-    for part in np.split(np.arange(len(items)), ticks):
-        fresh = UnseenItems.of(encoder, items[part], users[part])
-        old = np.stack([stored[item][0] for item in fresh.ids.tolist()])
-        support = np.array([stored[item][1] for item in fresh.ids.tolist()])
-        vectors, total = fresh.refreshed(old, support)
-        stored |= dict(zip(fresh.ids.tolist(), zip(vectors, total.tolist(), strict=True), strict=True))
-    assert [stored[item][1] for item in whole.ids.tolist()] == whole.support.tolist()
-    assert np.allclose([stored[item][0] for item in whole.ids.tolist()], whole.vectors(), atol=1e-5)
+def test_the_more_users_came_the_nearer_to_the_length_of_a_trained_item(case, encoder):
+    items, users = behaviors(case, encoder, seed=4, count=300)
+    unseen, length = UnseenItems.of(encoder, items, users), trained_length(encoder)
+    vectors, means = unseen.vectors(length).astype(np.float64), unseen.means().astype(np.float64)
+    known = encoder.encode_items(encoder.item_ids())[0]
+    assert np.isclose(length, np.linalg.norm(known, axis=1).mean(), rtol=1e-5)
+    shares = np.linalg.norm(vectors, axis=1) / length
+    assert np.allclose(shares, unseen.support / (unseen.support + 20), rtol=1e-5)
+    cosines = (vectors * means).sum(axis=1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(means, axis=1)
+    assert np.allclose(cosines, 1, atol=1e-5)
+
+
+def test_without_trained_items_the_means_stay_as_they_are(case, encoder):
+    unseen = UnseenItems.of(encoder, *behaviors(case, encoder, seed=5, count=20))
+    assert np.array_equal(unseen.vectors(0.0), unseen.means())
 
 
 def test_users_without_a_vector_count_for_nothing(case, encoder):
@@ -83,7 +85,7 @@ def test_users_without_a_vector_count_for_nothing(case, encoder):
     without[::3], without[1::3] = 0, np.nan
     assert same(UnseenItems.of(encoder, items, without), UnseenItems.of(encoder, items[2::3], users[2::3]))
     nobody = UnseenItems.of(encoder, items, np.zeros_like(users))
-    assert nobody.vectors().shape == (0, encoder.dim)
+    assert nobody.means().shape == (0, encoder.dim)
 
 
 def test_two_spaces_never_meet(case, encoder):

@@ -7,7 +7,7 @@ import pytest
 from repo_fixture import HOUR, MakeRepo, SmallRepo, StoppedError, at, day, stopping_at
 from stream_fixture import SINCE, behavior, by_hand, send, streamed
 from ticks_fixture import tick_at
-from unseen_fixture import NEW, OTHER, following, mean, read, users_before
+from unseen_fixture import NEW, OTHER, following, placed, read, users_before
 
 pytestmark = pytest.mark.filterwarnings("ignore:Stream feature views are experimental:RuntimeWarning")
 
@@ -33,8 +33,8 @@ def test_one_tick_of_items_follows_the_micro_batches_that_were_published(make_re
     before, other = micro_batches(repo)
     assert not read(repo).found.any()
     tick_at(repo, SINCE + 2, "item_embedding")
-    assert read(repo).values[0].tobytes() == mean(before).tobytes()
-    assert read(repo).values[1].tobytes() == mean(other).tobytes()
+    assert read(repo).values[0].tobytes() == placed(before).tobytes()
+    assert read(repo).values[1].tobytes() == placed(other).tobytes()
     ticks = len(repo.workspace.ledger.applied_ticks("item_embedding"))
     tick_at(repo, SINCE + 3, "item_embedding")
     assert len(repo.workspace.ledger.applied_ticks("item_embedding")) == ticks == 2
@@ -47,4 +47,4 @@ def test_a_stopped_one_follows_each_micro_batch_once(make_repo: MakeRepo) -> Non
         with stopping_at(step), pytest.raises(StoppedError):
             tick_at(repo, SINCE + 2, "item_embedding")
     tick_at(repo, SINCE + 2, "item_embedding")
-    assert read(repo).values[0].tobytes() == mean(before).tobytes()
+    assert read(repo).values[0].tobytes() == placed(before).tobytes()
