@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -18,6 +19,7 @@ import feast_embeddings.transformations as transformations_names
 from feast_embeddings.materialize.cli import app
 from feast_embeddings.materialize.scaffold import write_repo
 from feast_embeddings.materialize.views import spec_of
+from feast_embeddings.transformations.session import session_spec_of
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,13 +44,18 @@ def test_every_make_target_exists(target: str) -> None:
 
 def test_the_declarations_declare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    (declarations,) = (block for block in PYTHON if "embedding_view(" in block)
+    (declarations,) = (block for block in PYTHON if "item_embedding_view(" in block)
+    (session,) = (block for block in PYTHON if "session_embedding_view(" in block)
     names = {
         name: getattr(module, name) for module in (materialize_names, transformations_names) for name in module.__all__
     }
     names["user"] = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
     names["item"] = Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)
     exec(declarations, names)  # noqa: S102 - it is ours
+    exec(session, names)  # noqa: S102
+    session_spec = session_spec_of(names["session_embedding"])
+    assert session_spec is not None
+    assert session_spec.embedding == "user_embedding"
     assert spec_of(names["user_embedding"]).behaviors == "behaviors"
     assert spec_of(names["item_embedding"]).encoder == "main"
 
@@ -68,8 +75,51 @@ def test_the_online_read_reads(
 
 def test_the_benchmark_figures_are_those_that_were_measured() -> None:
     methods = json.loads((ROOT / "benchmarks/results/quality_ml1m.json").read_text())["methods"]
-    shown = re.findall(r"\| (`?[^|]+?) \| \**(\.\d+)\** \| \**(\.\d+)\** \|", TEXT)
+    table = TEXT.split("Next item on MovieLens-1M")[1].split("```")[0]
+    shown = re.findall(r"\| (`?[^|]+?) \| \**(\.\d+)\** \| \**(\.\d+)\** \|", table)
     assert len(shown) == len(methods)
     for name, hr10, ndcg10 in shown:
         (key,) = (key for key in methods if key == name.strip("`").split("`")[0])
         assert (float(hr10), float(ndcg10)) == (round(methods[key]["hr10"], 3), round(methods[key]["ndcg10"], 3))
+
+
+FIGURES = {  # what stands in the README, beside a title, and the file it was measured into
+    "Speed": ("encode", "stream", "session", "online"),
+    "Which policy pays": ("policies", "staleness", "freshness", "hourly"),
+    "Automatic features": ("autoencoder", "generator", "online_retail", "explanation", "compression"),
+}
+
+
+@pytest.mark.parametrize("title", FIGURES)
+def test_every_figure_of_a_table_was_measured(title: str) -> None:
+    section = TEXT.split(f"### {title}\n")[1].split("\n### ")[0]
+    lines = section.splitlines()
+    heads = {head for head, rule in itertools.pairwise(lines) if rule.startswith("|---")}
+    rows = [line for line in lines if line.startswith("| ") and line not in heads]
+    assert rows
+    measured = [number for name in FIGURES[title] for number in _numbers(ROOT / f"benchmarks/results/{name}.json")]
+    for row in rows:
+        for figure in re.findall(r"(?<![\w.])\d*\.?\d[\d,]*(?![\w=\"])", "|".join(row.split("|")[2:])):
+            assert _stands_for(figure, measured), (figure, row)
+
+
+def _numbers(path: Path) -> list[float]:
+    """Every number of a file of results."""
+
+    def walk(value: object) -> list[float]:
+        if isinstance(value, dict):
+            return [number for each in value.values() for number in walk(each)]
+        if isinstance(value, list):
+            return [number for each in value for number in walk(each)]
+        return [float(value)] if isinstance(value, int | float) else []
+
+    return walk(json.loads(path.read_text()))
+
+
+def _stands_for(figure: str, measured: list[float]) -> bool:
+    """Whether a figure is one of those numbers, rounded as it is shown; KiB, per mille and percent are allowed."""
+    shown = float(figure.replace(",", ""))
+    digits = len(figure.partition(".")[2])
+    return any(
+        round(abs(number) * scale, digits) == shown for number in measured for scale in (1, 100, 1000, 1 / 1024, 1e-3)
+    )

@@ -57,6 +57,7 @@ def live_repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_click_changes_what_is_recommended(live_repo: Path) -> None:
     five = commands((ROOT / "docs" / "stream.md").read_text(encoding="utf-8"))
     assert len(five) == 5
+    assert five == commands((ROOT / "README.md").read_text(encoding="utf-8"))
     script = "\n".join(["set -e", "trap 'kill %1; wait' EXIT", five[0], *(f"{line}; echo ---" for line in five[1:])])
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     try:
