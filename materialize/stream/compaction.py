@@ -163,8 +163,9 @@ class Compaction:
     def _tidy(self, files: Sequence[_File], found: Compacted, grace_s: float) -> None:
         """Remove files that a merged one covers, once that has been there for long enough."""
         now = time.time()
-        for wide in [file for file in files if not file.single and file.path.exists()]:
-            if now - wide.path.stat().st_mtime < grace_s:
+        for wide in (file for file in files if not file.single):
+            # one that a wider one covers may go while this runs
+            if not wide.path.exists() or now - wide.path.stat().st_mtime < grace_s:
                 continue
             for file in files:
                 inside = wide.first <= file.first and file.last <= wide.last
