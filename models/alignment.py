@@ -13,12 +13,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
-from feast_embeddings.models.artifact import ENCODER_KINDS, StorableEncoder, register_encoder
+from feast_embeddings.models.artifact import StorableEncoder, register_encoder
 from feast_embeddings.models.batch import Float32s, HistoryBatch, Ids
-from feast_embeddings.models.encoder import Bools, Encoder, EncoderState, space_of
-from feast_embeddings.models.errors import ArtifactError, SpaceError
+from feast_embeddings.models.encoder import Bools, Encoder, EncoderState
+from feast_embeddings.models.errors import SpaceError
+from feast_embeddings.models.wrapping import WrappingEncoder, inner_of, nested
 
 Float64s = npt.NDArray[np.float64]
 
@@ -28,7 +28,6 @@ for another seed and 0.46 for half of the users (MovieLens-1M, 32 dimensions), 1
 NEIGHBORS: Final = 10
 _ROWS: Final = 256  # rotated at a time, to stay in a core's cache
 _SAMPLE: Final = 2000  # items whose neighbors are compared
-_PREFIX: Final = "inner."
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,50 +62,21 @@ class Alignment:
 
 
 @register_encoder("aligned")
-class AlignedEncoder(nn.Module):
-    """An `Encoder` whose vectors are another encoder's, rotated.
+class AlignedEncoder(WrappingEncoder):
+    """An `Encoder` whose vectors are another encoder's, rotated; its space names both parents.
 
     Args:
         inner: The encoder.
-        rotation: float32 (dim, dim), orthogonal; a vector v becomes v · rotation.
+        rotation: float32 (dim, dim), orthogonal; a vector v becomes v · rotation, in float32 on the CPU.
         alignment: Where the rotation comes from.
     """
 
     rotation: torch.Tensor
 
     def __init__(self, inner: StorableEncoder, rotation: torch.Tensor, alignment: Alignment) -> None:
-        super().__init__()
-        self.inner, self.alignment = inner, alignment
+        super().__init__(inner)
+        self.alignment = alignment
         self.register_buffer("rotation", rotation)
-        self._space: tuple[tuple[str, int], str] | None = None
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self.inner.dim
-
-    @property
-    def context(self) -> int:
-        """Behaviors a vector depends on, at most."""
-        return self.inner.context
-
-    @property
-    def behavior_types(self) -> tuple[str, ...]:
-        """Names behind the behavior-type codes."""
-        return self.inner.behavior_types
-
-    @property
-    def numeric_path(self) -> str:
-        """That of the inner encoder; the rotation is float32 on the CPU."""
-        return self.inner.numeric_path
-
-    @property
-    def space(self) -> str:
-        """Identity of the vector space: neither that of the inner encoder, nor the one it was aligned with."""
-        made_of = (self.inner.space, self.rotation._version)
-        if self._space is None or self._space[0] != made_of:
-            self._space = (made_of, space_of(self.state()))
-        return self._space[1]
 
     def encode(self, batch: HistoryBatch) -> Float32s:
         """Vectors of histories, float32 [B, dim]; bit for bit the same in every batch if the inner encoder's are."""
@@ -117,20 +87,17 @@ class AlignedEncoder(nn.Module):
         vectors, known = self.inner.encode_items(items)
         return rotated(vectors, self.rotation.cpu().numpy()), known
 
-    def item_ids(self) -> Ids:
-        """Raw ids of the items that the inner encoder knows."""
-        return self.inner.item_ids()
-
     def state(self) -> EncoderState:
         """What an artifact stores: all of the inner encoder, the rotation, and the names of both parent spaces."""
         inner = self.inner.state()
+        facts, tensors = nested(inner)
         return EncoderState(
             kind="aligned",
-            config={"inner": {"kind": inner.kind, "config": inner.config}, "alignment": asdict(self.alignment)},
+            config={"inner": facts, "alignment": asdict(self.alignment)},
             behavior_types=inner.behavior_types,
             dim=inner.dim,
             context=inner.context,
-            tensors={"rotation": self.rotation, **{_PREFIX + name: t for name, t in inner.tensors.items()}},
+            tensors={"rotation": self.rotation, **tensors},
             item_ids=inner.item_ids,
         )
 
@@ -143,23 +110,8 @@ class AlignedEncoder(nn.Module):
         Raises:
             ArtifactError: The inner encoder is of a kind that is not registered.
         """
-        kind: str = state.config["inner"]["kind"]
-        if kind not in ENCODER_KINDS:
-            raise ArtifactError(
-                f"The aligned encoder holds one of kind {kind!r}, known are {', '.join(sorted(ENCODER_KINDS))}: "
-                "import the module that registers it with register_encoder before loading."
-            )
-        inner = EncoderState(
-            kind=kind,
-            config=state.config["inner"]["config"],
-            behavior_types=state.behavior_types,
-            dim=state.dim,
-            context=state.context,
-            tensors={name[len(_PREFIX) :]: t for name, t in state.tensors.items() if name.startswith(_PREFIX)},
-            item_ids=state.item_ids,
-        )
-        built: Any = ENCODER_KINDS[kind].from_state(inner, device, precision)
-        return cls(built, state.tensors["rotation"], Alignment(**state.config["alignment"])).eval()
+        inner = inner_of(state, device, precision)
+        return cls(inner, state.tensors["rotation"], Alignment(**state.config["alignment"])).eval()
 
 
 def align(
