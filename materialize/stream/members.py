@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.members import BehaviorLog
@@ -233,11 +234,28 @@ def parts_of(folder: Path, view: str) -> list[Path]:
     return sorted(folder.glob(f"stream-{quote(view, safe='')}-[0-9]*.parquet"))
 
 
+def uncovered(paths: Sequence[Path], view: str) -> list[Path]:
+    """Those of a view's files that no compacted one covers: each row once, also while a compaction is at work."""
+    ranges = [part_range(path, view) for path in paths]
+    wide = [(first, last) for first, last in ranges if first < last]
+
+    def covered(first: int, last: int) -> bool:
+        return any(low <= first and last <= high and (low, high) != (first, last) for low, high in wide)
+
+    return [path for path, each in zip(paths, ranges, strict=True) if not covered(*each)]
+
+
+# a compaction may put files into one, and remove them, between their listing and their reading
+_listed_again = retry(retry=retry_if_exception_type(FileNotFoundError), stop=stop_after_attempt(5), reraise=True)
+
+
+@_listed_again
 def raw_rows(folder: Path, view: str, contract: BehaviorContract, kept: Callable[[pa.ChunkedArray], Any]) -> pa.Table:
     """Raw rows of the whole behavior log, but of appended ones only those whose tick is ``kept``: numbers → mask."""
-    schema, parts = raw_schema(contract), set(parts_of(folder, view))
+    schema, listed = raw_schema(contract), parts_of(folder, view)
+    parts = set(uncovered(listed, view))
     tables = []
-    for path in sorted(folder.rglob("*.parquet")):
+    for path in sorted(set(folder.rglob("*.parquet")) - (set(listed) - parts)):
         table = pq.read_table(path, partitioning=None)
         table = table.filter(kept(table[TICK])) if path in parts else table
         tables.append(table.select(schema.names).replace_schema_metadata(None))
@@ -258,11 +276,12 @@ def histories_left_by_stream(
     return Histories(behaviors).as_of(ids, ends_us, length)
 
 
+@_listed_again
 def rows_of_ticks(folder: Path, view: str, numbers: list[int]) -> pa.Table | None:
     """The appended rows of some ticks; None where there is none."""
     wanted = pa.array(numbers, pa.int64())
     found = []
-    for path in parts_of(folder, view):
+    for path in uncovered(parts_of(folder, view), view):
         if numbers and part_range(path, view)[1] >= min(numbers):
             table = pq.read_table(path, partitioning=None)
             found.append(table.filter(pc.is_in(table[TICK], wanted)).replace_schema_metadata(None))

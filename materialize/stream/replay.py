@@ -19,7 +19,7 @@ from feast_embeddings.materialize.ledger_records import Fill
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.policy import Hybrid, Incremental, blend
 from feast_embeddings.materialize.stores import online_store_of
-from feast_embeddings.materialize.stream.members import TICK, parts_folder, parts_of, raw_rows
+from feast_embeddings.materialize.stream.members import TICK, parts_folder, parts_of, raw_rows, uncovered
 from feast_embeddings.materialize.stream.payloads import raw_schema
 from feast_embeddings.materialize.stream.stream_job import behavior_log_of, user_spec
 from feast_embeddings.materialize.stream.stream_ledger import RECEIVING, StreamLedger, StreamTick
@@ -142,7 +142,7 @@ class _Replay:
         """Canonical rows by tick."""
         tables = [
             pq.read_table(path, partitioning=None).replace_schema_metadata(None)
-            for path in parts_of(self.folder, self.spec.view)
+            for path in uncovered(parts_of(self.folder, self.spec.view), self.spec.view)
         ]
         if not tables:
             return {}

@@ -14,6 +14,7 @@ from stream_fixture import SINCE, by_hand, clicks, send, streamed
 from feast_embeddings.materialize.erasure import forget
 from feast_embeddings.materialize.stream.compaction import Compacted, Compaction
 from feast_embeddings.materialize.stream.lanes import paused
+from feast_embeddings.materialize.stream.members import part_range, rows_of_ticks
 from feast_embeddings.materialize.stream.replay import replay_stream
 from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
 
@@ -111,6 +112,19 @@ def test_a_stop_between_writing_and_removing_is_tidied_up(repo: SmallRepo, monke
 def _no_unlink(self: Path, missing_ok: bool = False) -> None:
     if self.suffix == ".parquet" and not self.name.startswith("."):
         raise KeyboardInterrupt
+
+
+def test_who_reads_while_files_are_put_together_finds_each_behavior_once(repo: SmallRepo) -> None:
+    folder = repo.folder / "data" / "behaviors"
+    single = files(repo)[1][2]
+    kept, (number, _) = single.read_bytes(), part_range(single, "user_embedding")
+    ticks = list(range(number - 1, number + 2))
+    before = rows_of_ticks(folder, "user_embedding", ticks)
+    compact(repo)
+    single.write_bytes(kept)  # the merged file is there, this one not gone yet
+    assert before is not None
+    assert rows_of_ticks(folder, "user_embedding", ticks).equals(before)
+    assert all(not each.diverged for each in replay_stream(repo.store))
 
 
 def test_a_pause_keeps_it_out(repo: SmallRepo) -> None:
