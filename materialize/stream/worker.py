@@ -197,10 +197,12 @@ class StreamWorker:
             source = self._open_source(partitions, self.stream.positions(self.view, self.source_name), self.name)
             ticks = self._make_ticks(lease, name)
             self.taken_up += len(ticks.take_up(source))
-        except BaseException:
+        except BaseException as error:
             if source is not None:
                 source.close()
             lease.release()
+            if isinstance(error, LeaseError):
+                return  # loading and finishing took longer than the lease: the lane is another worker's gain
             raise
         work = LaneWork(ticks, source, self.metrics, self.options.max_events, self.options.every_s, self._on_tick)
         self._open[name] = _Open(lease, work)

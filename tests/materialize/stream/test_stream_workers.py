@@ -10,15 +10,19 @@ from contextlib import contextmanager
 import kill_workers
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from feast import FeatureStore
 from repo_fixture import USERS, MakeRepo, SmallRepo, day, tiny_encoder
 from stream_fixture import PARTITIONS, SINCE, clicks, send, streamed
 
 from feast_embeddings.materialize.erasure import forget
+from feast_embeddings.materialize.ledger_schema import leases
+from feast_embeddings.materialize.stream.contract import Source
 from feast_embeddings.materialize.stream.lanes import lanes_held, paused
 from feast_embeddings.materialize.stream.replay import replay_stream
 from feast_embeddings.materialize.stream.stream_job import make_worker
 from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
+from feast_embeddings.materialize.stream.stream_ticks import StreamTicks
 from feast_embeddings.materialize.stream.worker import StreamOptions, StreamWorker
 from feast_embeddings.models.errors import DeclarationError, LeaseError
 from feast_embeddings.transformations import Histories
@@ -84,6 +88,29 @@ def test_two_workers_share_the_lanes_and_one_takes_over_from_the_other(make_repo
         _until(lambda: len(first._open) == 2)
         assert len(lanes_held(ledger, repo.project, "user_embedding")) == 2
     assert lanes_held(ledger, repo.project, "user_embedding") == []
+
+
+def test_a_worker_that_loses_a_lane_while_it_takes_it_up_goes_on(
+    make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = streamed(make_repo)
+    take_up = StreamTicks.take_up
+    lost: list[StreamTicks] = []
+
+    def slow(ticks: StreamTicks, source: Source) -> object:
+        if not lost:
+            lost.append(ticks)
+            with repo.workspace.ledger.unguarded() as connection:  # it ran out, and another worker was quicker
+                connection.execute(sa.delete(leases).where(leases.c.resource == ticks.lease.resource))
+                ticks.lease.renew(connection)
+        return take_up(ticks, source)
+
+    monkeypatch.setattr(StreamTicks, "take_up", slow)
+    with working() as worker:
+        send(repo, clicks(20, 1, SINCE, SINCE + 0.5))
+        await_read(repo, 20)
+        assert len(worker._open) == 2
+    assert lost
 
 
 def test_a_pause_empties_the_lanes_and_they_go_on_afterwards(make_repo: MakeRepo) -> None:
