@@ -28,6 +28,7 @@ from feast_embeddings.models.errors import (
     OnlineStoreError,
     SpaceError,
 )
+from feast_embeddings.models.preprocessing import lookup_of
 from feast_embeddings.transformations.session import (
     SESSION_INPUTS,
     Columns,
@@ -200,7 +201,7 @@ def _load(workspace: Workspace, encoder: str, space: str) -> Loaded:
             f"need the folder {workspace.state / 'encoders' / space} beside whoever answers. {error}"
         ) from error
     ids = found.item_ids()
-    return Loaded(found, pd.Index(ids) if len(ids) else None)
+    return Loaded(found, lookup_of(ids) if len(ids) else None)
 
 
 def _some_history(spec: SessionSpec, length: int) -> HistoryBatch:

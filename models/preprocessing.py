@@ -24,6 +24,17 @@ _MICROSECONDS = 1_000_000
 ValueKind = Literal["log1p-zscore", "zscore"]
 
 
+def lookup_of(ids: Ids) -> pd.Index[Any]:
+    """An index over distinct ids, ready to be asked by several threads.
+
+    pandas builds its table at the first question, and an index that a second thread asks meanwhile may take itself
+    for one with duplicates. So the first question is asked here.
+    """
+    index = pd.Index(ids)
+    index.get_indexer(index[:1])
+    return index
+
+
 @dataclass(frozen=True)
 class ItemIndex:
     """Raw item ids to rows of the item table and back.
@@ -61,7 +72,7 @@ class ItemIndex:
 
     @cached_property
     def _lookup(self) -> pd.Index[Any]:
-        return pd.Index(self.ids)
+        return lookup_of(self.ids)
 
 
 @dataclass(frozen=True, slots=True)

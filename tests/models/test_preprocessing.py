@@ -1,6 +1,7 @@
 """Item rows, values and gaps, against plain readings of their definitions."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -76,3 +77,24 @@ def test_a_gap_is_the_time_to_the_next_behavior_or_to_now(histories, wait):
 
 def test_a_clock_that_runs_backward_is_a_gap_of_zero():
     assert gap_buckets(np.array([5_000_000]), np.array([0, 1]), np.array([1_000_000])).tolist() == [0]
+
+
+def test_threads_that_ask_a_new_index_at_once_get_their_rows():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        index = ItemIndex(rng.permutation(60_000))
+        barrier, wrong = threading.Barrier(4), []
+
+        def ask(index=index, barrier=barrier, wrong=wrong):
+            barrier.wait()
+            try:
+                assert index.rows(index.ids[:50]).tolist() == list(range(1, 51))
+            except Exception as error:
+                wrong.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
