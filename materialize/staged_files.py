@@ -156,7 +156,7 @@ def create(path: Path, table: pa.Table) -> None:
     """Write a whole file under a name that must be new; one that exists is left as it is."""
     with temporary(path) as unfinished:
         write_ipc(table, unfinished)
-        _finish(unfinished, path)
+        finish(unfinished, path)
 
 
 @contextlib.contextmanager
@@ -165,10 +165,11 @@ def _creating(path: Path) -> Iterator[Callable[[pa.Table], None]]:
     with temporary(path) as unfinished:
         with _BackgroundWriter(unfinished) as writer:
             yield writer.append
-        _finish(unfinished, path)
+        finish(unfinished, path)
 
 
-def _finish(unfinished: Path, path: Path) -> None:
+def finish(unfinished: Path, path: Path) -> None:
+    """Make a whole file durable, and give it its name, which must be new; one that exists is left as it is."""
     sync(unfinished)
     with contextlib.suppress(FileExistsError):
         os.link(unfinished, path)

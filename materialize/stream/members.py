@@ -6,10 +6,7 @@ it takes its members from there. So a tick's members never change, whatever is d
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.members import BehaviorLog
+from feast_embeddings.materialize.staged_files import finish, temporary
 from feast_embeddings.materialize.stream.contract import Delivery
 from feast_embeddings.materialize.stream.payloads import Decoded, raw_schema
 from feast_embeddings.materialize.stream.stream_ledger import StreamTick
@@ -306,16 +304,9 @@ _CONTENT: Final = ("entity", "item", "behavior_type", "event_time", "value")
 
 def create(path: Path, table: pa.Table) -> None:
     """Write a whole parquet file under a name that must be new; one that exists is left as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        pq.write_table(table, temporary, compression="zstd", write_statistics=True)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with temporary(path) as unfinished:
+        pq.write_table(table, unfinished, compression="zstd", write_statistics=True)
+        finish(unfinished, path)
 
 
 def _times(table: pa.Table) -> Int64s:
