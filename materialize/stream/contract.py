@@ -77,6 +77,8 @@ class Source(Protocol):
 
     name: str
     """Name of the topic, stream or file, as the ledger records it."""
+    partitions: tuple[int, ...]
+    """The lane's."""
 
     def next_batch(self, max_events: int, max_wait_s: float) -> Delivery | None:
         """The next messages, at most ``max_events`` (or one per partition); None where none came in time.

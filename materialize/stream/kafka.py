@@ -45,7 +45,7 @@ class Kafka:
         after: Positions | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.name = topic
+        self.name, self.partitions = topic, tuple(partitions)
         self._kafka = _library()
         self._settings = {
             "bootstrap.servers": brokers,
@@ -57,7 +57,6 @@ class Kafka:
             "fetch.wait.max.ms": 20,
             **(options or {}),
         }
-        self._partitions = tuple(partitions)
         self._after = dict(after or {})
         self._delivered: dict[int, int] = {}
         self._next: dict[int, int] = {}
@@ -114,7 +113,7 @@ class Kafka:
     def lag(self) -> dict[int, int]:
         """As the contract says."""
         lags = {}
-        for partition in self._partitions:
+        for partition in self.partitions:
             place = self._kafka.TopicPartition(self.name, partition)
             with self._lock:
                 _, high = self._consumer.get_watermark_offsets(place, cached=True)  # of the last fetch: no round trip
@@ -128,7 +127,7 @@ class Kafka:
     # ── private ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _start(self) -> None:
-        places = [self._kafka.TopicPartition(self.name, partition) for partition in self._partitions]
+        places = [self._kafka.TopicPartition(self.name, partition) for partition in self.partitions]
         try:
             committed = {place.partition: place.offset for place in self._consumer.committed(places, _TIMEOUT_S)}
         except self._kafka.KafkaException as error:

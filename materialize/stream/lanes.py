@@ -38,6 +38,11 @@ def pause_resource(project: str, view: str) -> str:
     return f"pause of the stream of view {view!r} of project {project!r}"
 
 
+def left_resource(project: str, view: str) -> str:
+    """Name of the lease under which ticks are finished that were left in another number of lanes."""
+    return f"what another number of lanes left of the stream of view {view!r} of project {project!r}"
+
+
 def workers_there(ledger: Ledger, project: str, view: str) -> int:
     """How many workers of a view's stream are alive."""
     return len(_held(ledger, _workers(project, view)))

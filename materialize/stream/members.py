@@ -108,14 +108,11 @@ class Membership:
         """Where a tick's behaviors are appended."""
         return self.folder / part_name(self.view, tick)
 
-    def remember(self, ticks: list[StreamTick]) -> None:
-        """Take up the recent past of a lane: the behaviors of its last ticks, oldest first."""
-        table = rows_of_ticks(self.folder, self.view, [tick.number for tick in ticks])
-        if table is None:
-            return
-        canonical = validate(table.select(raw_schema(self.contract).names), self.contract, np.iinfo(np.int64).max).table
-        self.recent.add(keys_of(canonical, self.contract.dedup_id is not None))
-        self._youngest_us = _latest(canonical)
+    def remember(self, partitions: Sequence[int], unfinished: Sequence[int]) -> None:
+        """Take up the recent past of a lane: its partitions' last behaviors, but for those of unfinished ticks."""
+        for table in recent_rows(self.folder, self.view, partitions, unfinished, self.recent.most):
+            raw = table.select(raw_schema(self.contract).names)
+            self._applied(validate(raw, self.contract, np.iinfo(np.int64).max).table)
 
     def find(self, tick: StreamTick) -> Members | None:
         """The members of a tick that appended its part of the log already."""
@@ -272,6 +269,25 @@ def histories_left_by_stream(
     raw = raw_rows(folder, view, log.contract, lambda ticks: pc.invert(pc.is_in(ticks, wanted)))
     behaviors = prepare(log.living(raw), log.contract, log.rules, now_us()).behaviors
     return Histories(behaviors).as_of(ids, ends_us, length)
+
+
+@_listed_again
+def recent_rows(
+    folder: Path, view: str, partitions: Sequence[int], unfinished: Sequence[int], most: int
+) -> list[pa.Table]:
+    """The ``most`` rows that were last appended from some partitions, file by file, oldest first."""
+    mine, left_out = pa.array(partitions, pa.int32()), pa.array(unfinished, pa.int64())
+    found: list[pa.Table] = []
+    rows = 0
+    for path in reversed(uncovered(parts_of(folder, view), view)):
+        if rows >= most:
+            break
+        table = pq.read_table(path, partitioning=None)
+        wanted = pc.and_(pc.is_in(table[PARTITION], mine), pc.invert(pc.is_in(table[TICK], left_out)))
+        mine_last = table.filter(wanted)
+        found.append(mine_last.slice(max(len(mine_last) - (most - rows), 0)))
+        rows += len(found[-1])
+    return found[::-1]
 
 
 @_listed_again

@@ -45,11 +45,11 @@ class ParquetReplay:
     ) -> None:
         self.name = Path(path).name
         self._committed_path = Path(path).with_name(f".{self.name}.{group}.{'-'.join(map(str, partitions))}.json")
-        self._partitions = tuple(partitions)
+        self.partitions = tuple(partitions)
         committed = self._committed()
         starts = {p: max(committed.get(p, -1), (after or {}).get(p, -1)) for p in partitions}
         self._payloads, self._times_us, self._of_row = _read(Path(path), contract, of)
-        mine = np.isin(self._of_row, self._partitions)
+        mine = np.isin(self._of_row, self.partitions)
         place = np.array([starts.get(p, -1) for p in range(of)], np.int64)[self._of_row]
         self._rows: Int64s = np.flatnonzero(mine & (np.arange(len(mine)) > place)).astype(np.int64)
         self._next = 0
@@ -100,7 +100,7 @@ class ParquetReplay:
     def lag(self) -> dict[int, int]:
         """As the contract says: rows that are due and wait."""
         due = self._rows[self._next : self._next + self._ready(len(self._rows))]
-        return {p: int(np.count_nonzero(self._of_row[due] == p)) for p in self._partitions}
+        return {p: int(np.count_nonzero(self._of_row[due] == p)) for p in self.partitions}
 
     def close(self) -> None:
         """Nothing to give back."""

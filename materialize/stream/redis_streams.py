@@ -6,6 +6,7 @@ An entry holds one payload in its field ``behavior``. Its id, ``<ms>-<sequence>`
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
@@ -13,9 +14,10 @@ from typing import Any, Final
 import numpy as np
 import redis
 
+from feast_embeddings.materialize.scripts import call
 from feast_embeddings.materialize.stream.contract import Delivery, Positions, Ranges, joined, partition_of
 from feast_embeddings.models.batch import Int64s
-from feast_embeddings.models.errors import StreamError
+from feast_embeddings.models.errors import LeaseError, StreamError
 
 FIELD: Final = b"behavior"
 PARTITIONS: Final = 8
@@ -60,7 +62,8 @@ class RedisStreams:
 
     At least once: entries are delivered to a consumer group, stay pending until they are committed (``XACK``), and
     what a dead worker left pending is claimed when its lane is opened anew (``XAUTOCLAIM``), in order, before
-    anything new. The caller holds the lane's lease, so that nobody else reads these partitions.
+    anything new. Whoever opens a partition is from then on its only reader: a worker that lost the lane without
+    knowing it would take entries that nobody else is given any more, and is refused instead (LeaseError).
 
     Args:
         client: Gives a redis-py client.
@@ -82,13 +85,16 @@ class RedisStreams:
         after: Positions | None = None,
         consumer: str = "worker",
     ) -> None:
-        self.name = behaviors
+        self.name, self.partitions = behaviors, tuple(partitions)
         self._client = client
         self._group, self._consumer = group, consumer
+        self._readers = f"feast-embeddings:{{{project}:{behaviors}}}:readers:{group}"
+        self._token = f"{consumer} {uuid.uuid4().hex}"
         self._keys = {partition: stream_key(project, behaviors, partition) for partition in partitions}
         self._partition_of = {key.encode(): partition for partition, key in self._keys.items()}
         self._after = dict(after or {})
         self._delivered: dict[int, int] = {}
+        self._last = dict.fromkeys(partitions, -1)
         self._unacked: dict[int, list[tuple[Int64s, list[bytes]]]] = {partition: [] for partition in partitions}
         self._claimed: list[Delivery] = []
         self._commits = 0
@@ -152,6 +158,7 @@ class RedisStreams:
             ) from error
 
     def _open(self, client: Any) -> None:
+        client.hset(self._readers, mapping=dict.fromkeys(self._keys.values(), self._token))  # before the claims
         for partition, key in self._keys.items():
             try:
                 client.xgroup_create(key, self._group, id="0", mkstream=True)
@@ -163,29 +170,48 @@ class RedisStreams:
                 answer = client.execute_command(
                     "XAUTOCLAIM", key, self._group, self._consumer, 0, cursor, "COUNT", _CLAIM
                 )
-                self._claim(client, partition, answer[1])
+                self._claim(partition, answer[1])
                 cursor = answer[0]
                 if cursor == b"0-0":
                     break
+            groups = {group["name"]: group for group in client.xinfo_groups(key)}
+            self._last[partition] = int(offsets_of([groups[self._group.encode()]["last-delivered-id"]])[0])
 
-    def _claim(self, client: Any, partition: int, entries: list[Any]) -> None:
-        """Keep claimed entries for delivery; those at or before a recorded position were applied by whoever died."""
+    def _claim(self, partition: int, entries: list[Any]) -> None:
+        """Keep claimed entries for delivery, but those at or before a recorded position for the next commit alone.
+
+        Whoever died has recorded them, and maybe no more: until that tick is finished, nobody may trim them.
+        """
         delivery = self._delivery(self._keys[partition].encode(), [entry for entry in entries if entry[1]])
         if not len(delivery):
             return
         done = delivery.offsets <= self._after.get(partition, -1)
         if done.any():
-            client.xack(self._keys[partition], self._group, *map(entry_id, delivery.offsets[done].tolist()))
+            offsets = delivery.offsets[done]
+            self._unacked[partition].append((offsets, list(map(entry_id, offsets.tolist()))))
         rest = delivery.after(self._after)
         if len(rest):
             self._claimed.append(rest)
 
     def _read(self, client: Any, count: int, wait_s: float) -> list[Any]:
-        wait = ["BLOCK", max(round(wait_s * 1000), 1)] if wait_s > 0 else []
-        new = [b">"] * len(self._keys)
-        command = ["XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count, *wait, "STREAMS"]
-        answer = client.execute_command(*command, *self._keys.values(), *new)
-        return list(answer.items()) if isinstance(answer, dict) else answer or []
+        found = self._take(client, count)
+        if not found and wait_s > 0:
+            wait_ms = max(round(wait_s * 1000), 1)
+            last = map(entry_id, self._last.values())
+            client.execute_command("XREAD", "COUNT", 1, "BLOCK", wait_ms, "STREAMS", *self._keys.values(), *last)
+            found = self._take(client, count)
+        return found
+
+    def _take(self, client: Any, count: int) -> list[Any]:
+        """What is there now, if this is still the partitions' reader; a script does not wait for more."""
+        reader = [self._token, self._group, self._consumer, count]
+        answer = call(client, "read_partitions.lua", [self._readers, *self._keys.values()], reader)
+        if answer == b"taken over":
+            raise LeaseError(
+                f"Partitions {sorted(self._keys)} of behaviors {self.name!r} were taken over by another worker of "
+                f"group {self._group!r}: this one reads nothing more."
+            )
+        return [(key, [(each, _fields(flat)) for each, flat in entries]) for key, entries in answer or []]
 
     def _range(self, client: Any, partition: int, bounds: tuple[int, int]) -> Delivery:
         entries = client.xrange(self._key(partition), *map(entry_id, bounds))
@@ -203,6 +229,7 @@ class RedisStreams:
             offsets = delivery.offsets[delivery.partitions == partition]
             self._unacked[partition].append((offsets, list(map(entry_id, offsets.tolist()))))
             self._delivered[partition] = last
+            self._last[partition] = max(last, self._last[partition])
         rest = delivery.after(self._after)  # a group that was reset delivers what is done already
         return rest if len(rest) else None
 
@@ -250,6 +277,10 @@ def offsets_of(ids: Sequence[bytes]) -> Int64s:
         return np.empty(0, np.int64)
     numbers = np.fromstring(b",".join(ids).replace(b"-", b",").decode(), np.int64, sep=",").reshape(-1, 2)
     return (numbers[:, 0] << SEQUENCE_BITS) + numbers[:, 1]
+
+
+def _fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def entry_id(offset: int) -> bytes:

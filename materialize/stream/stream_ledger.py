@@ -161,12 +161,6 @@ class StreamLedger:
         with self.ledger.reading() as connection:
             return {int(number) for number in connection.scalars(sa.select(stream_ticks.c.tick).where(*mine))}
 
-    def last_ticks(self, view: str, lane: str, count: int) -> list[StreamTick]:
-        """The last ticks of a lane, published or not, oldest first."""
-        query = sa.select(stream_ticks).where(*_lane(view, lane)).order_by(stream_ticks.c.tick.desc()).limit(count)
-        with self.ledger.reading() as connection:
-            return [_tick(row) for row in connection.execute(query).mappings()][::-1]
-
     def positions(self, view: str, source: str) -> dict[int, int]:
         """The last recorded offset of every partition."""
         mine = (stream_positions.c.view == view, stream_positions.c.source == source)

@@ -84,8 +84,7 @@ class StreamTicks:
     def take_up(self, source: Source) -> list[StreamTick]:
         """Finish what a stopped worker of this lane left, in order; then the lane may go on."""
         found = self.stream.open_ticks(self.spec.view, self.lane)
-        before = [tick for tick in self.stream.last_ticks(self.spec.view, self.lane, 500) if tick.state == "published"]
-        self.membership.remember(before)
+        self.membership.remember(source.partitions, [tick.number for tick in found])
         for tick in found:
             if tick.source != source.name:
                 raise StreamError(

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from feast_embeddings.materialize.leases import Lease
+from feast_embeddings.materialize.leases import Lease, held, holder
 from feast_embeddings.materialize.ledger import Ledger
 from feast_embeddings.materialize.stream.contract import Source, lane_partitions
 from feast_embeddings.materialize.stream.lane import LaneStats, LaneWork, OnTick
@@ -26,6 +26,7 @@ from feast_embeddings.materialize.stream.lanes import (
     lane_name,
     lane_resource,
     lanes_held,
+    left_resource,
     presence,
     workers_there,
 )
@@ -164,6 +165,8 @@ class StreamWorker:
         if is_paused(self.ledger, self.project, self.view):
             self._let_go(list(self._open))
             return
+        if not self._open and not self._finished_left():
+            return
         workers = max(workers_there(self.ledger, self.project, self.view), 1)
         share = math.ceil(self.options.lanes / workers)
         if len(self._open) > share:
@@ -175,25 +178,54 @@ class StreamWorker:
             if name not in self._open:
                 self._take(name, lane_partitions(number, self.options.lanes, self.options.partitions))
 
+    def _finished_left(self) -> bool:
+        """Finish ticks that dead workers began in another number of lanes; whether none is left, so lanes may begin."""
+        left = {tick.lane for tick in self.stream.open_ticks(self.view) if not self._is_mine(tick.lane)}
+        resource = left_resource(self.project, self.view)
+        if not left:
+            return holder(self.ledger, resource) is None
+        try:
+            with held(self.ledger, resource, self.options.lease_s):
+                self._refuse_other_lanes()
+                for name in sorted(left):
+                    lane, lanes = map(int, name.split("/"))
+                    partitions = lane_partitions(lane, lanes, self.options.partitions)
+                    if (opened := self._opened(name, partitions)) is None:
+                        return False
+                    opened[1].close()
+                    opened[0].lease.release()
+        except LeaseError:
+            return False
+        return True
+
     def _take(self, name: str, partitions: tuple[int, ...]) -> None:
-        held = lanes_held(self.ledger, self.project, self.view)
-        names = [each.rpartition(" ")[2] for each in held]
-        others = [each for each in names if "/" in each and not each.endswith(f"/{self.options.lanes}")]
+        self._refuse_other_lanes()
+        if (opened := self._opened(name, partitions)) is not None:
+            work = LaneWork(*opened, self.metrics, self.options.max_events, self.options.every_s, self._on_tick)
+            self._open[name] = _Open(opened[0].lease, work)
+            work.start()
+
+    def _refuse_other_lanes(self) -> None:
+        names = [each.rpartition(" ")[2] for each in lanes_held(self.ledger, self.project, self.view)]
+        others = [each for each in names if "/" in each and not self._is_mine(each)]
         if others:
             raise DeclarationError(
                 f"The stream of view {self.view!r} is being worked on in another number of lanes (lane {others[0]}): "
                 "give all workers the same --lanes, or stop the others first."
             )
+
+    def _is_mine(self, lane: str) -> bool:
+        return lane.endswith(f"/{self.options.lanes}")
+
+    def _opened(self, name: str, partitions: tuple[int, ...]) -> tuple[StreamTicks, Source] | None:
+        """A lane under its lease, with what was left of it finished; None where another worker has it."""
         lease = Lease(self.ledger, lane_resource(self.project, self.view, name), self.options.lease_s)
-        try:
-            lease.acquire()
-        except LeaseError:
-            return
         source = None
         try:
+            lease.acquire()
             if is_paused(self.ledger, self.project, self.view):  # it may have begun before the lease was there
                 lease.release()
-                return
+                return None
             source = self._open_source(partitions, self.stream.positions(self.view, self.source_name), self.name)
             ticks = self._make_ticks(lease, name)
             self.taken_up += len(ticks.take_up(source))
@@ -202,11 +234,9 @@ class StreamWorker:
                 source.close()
             lease.release()
             if isinstance(error, LeaseError):
-                return  # loading and finishing took longer than the lease: the lane is another worker's gain
+                return None  # or loading and finishing took longer than the lease: the lane is another worker's gain
             raise
-        work = LaneWork(ticks, source, self.metrics, self.options.max_events, self.options.every_s, self._on_tick)
-        self._open[name] = _Open(lease, work)
-        work.start()
+        return ticks, source
 
     def _let_go(self, names: list[str]) -> None:
         going = {name: self._open.pop(name) for name in names}

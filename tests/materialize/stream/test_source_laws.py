@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from sources_fixture import PARTITIONS, USERS, World, drain, numbers
@@ -13,6 +15,7 @@ from feast_embeddings.materialize.stream.contract import (
     ranges_from_json,
     ranges_to_json,
 )
+from feast_embeddings.models.errors import LeaseError
 
 N = 60
 
@@ -74,6 +77,17 @@ def test_what_was_not_committed_comes_again_after_a_crash(world: World) -> None:
     assert by_place(drain(taken_over, N)) == by_place(before)
     taken_over.close()
     lost.close()
+
+
+def test_a_worker_that_does_not_know_it_lost_its_lane_takes_nothing_from_the_next(world: World) -> None:
+    world.publish(N)
+    asleep = world.open()
+    taken_over = world.open()
+    with contextlib.suppress(LeaseError):
+        asleep.next_batch(N, 0.2)
+    assert sorted(numbers(drain(taken_over, N))) == list(range(N))
+    taken_over.close()
+    asleep.close()
 
 
 @pytest.mark.parametrize("told", ["the source", "the ledger alone"])

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from repo_fixture import HOUR, USERS, MakeRepo, SmallRepo, StoppedError, at, day, stopping_at, tiny_encoder
-from stream_fixture import SINCE, behavior, by_hand, clicks, send, streamed
+from stream_fixture import PARTITIONS, SINCE, behavior, by_hand, clicks, send, streamed
 
 from feast_embeddings.materialize.stream.members import TOO_LATE
 from feast_embeddings.materialize.stream.poison import PoisonMessages
-from feast_embeddings.materialize.stream.redis_streams import append_behaviors
+from feast_embeddings.materialize.stream.redis_streams import append_behaviors, stream_key
 from feast_embeddings.transformations import Histories
 
 STEPS = ("recorded", "members", "staged", "window", "chunk", "written", "logged", "published")
@@ -96,6 +96,36 @@ def test_a_behavior_delivered_again_is_counted_and_not_applied(make_repo: MakeRe
         counts = totals(repo)
     assert counts == {"read": 12 + 14 + 40, "applied": 20, "deduplicated": 46} | _late(counts)
     np.testing.assert_array_equal(_active(repo, sent), _active(repo, sent, expected(repo, SINCE + 1)))
+
+
+def test_the_next_worker_recognizes_what_ticks_applied_that_the_ledger_has_forgotten(make_repo: MakeRepo) -> None:
+    repo = streamed(make_repo)
+    sent = clicks(40, 1, SINCE, SINCE + 0.5)
+    with by_hand(repo) as lane:
+        for start in range(0, 40, 10):
+            send(repo, sent[start : start + 10])
+            lane.tick()
+        assert lane.ledger.prune("user_embedding", lane.ledger.last_end_us("user_embedding") or 0) == 3
+    with by_hand(repo) as lane:
+        send(repo, sent)
+        lane.tick()
+        counts = lane.ledger.totals("user_embedding")
+    assert (counts["read"], counts["applied"], counts["deduplicated"]) == (80, 40, 40)
+
+
+def test_what_a_dead_worker_recorded_is_not_trimmed_before_it_is_finished(make_repo: MakeRepo) -> None:
+    repo = streamed(make_repo)
+    send(repo, clicks(20, 1, SINCE, SINCE + 0.5))
+    for step in ("recorded", "members"):
+        with pytest.raises(StoppedError), stopping_at(step), by_hand(repo) as lane:
+            lane.tick()
+    with repo.redis() as client:
+        keys = [stream_key(repo.project, "behaviors", partition) for partition in range(PARTITIONS)]
+        assert sum(client.xpending(key, "user_embedding")["pending"] for key in keys) == 20
+    with by_hand(repo):
+        pass
+    with repo.redis() as client:
+        assert sum(client.xpending(key, "user_embedding")["pending"] for key in keys) == 0
 
 
 def test_order_within_and_between_micro_batches_does_not_count(make_repo: MakeRepo) -> None:

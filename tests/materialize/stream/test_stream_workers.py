@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from feast import FeatureStore
-from repo_fixture import USERS, MakeRepo, SmallRepo, day, tiny_encoder
-from stream_fixture import PARTITIONS, SINCE, clicks, send, streamed
+from repo_fixture import USERS, MakeRepo, SmallRepo, StoppedError, day, stopping_at, tiny_encoder
+from stream_fixture import PARTITIONS, SINCE, by_hand, clicks, send, streamed
 
 from feast_embeddings.materialize.erasure import forget
 from feast_embeddings.materialize.ledger_schema import leases
@@ -135,6 +135,19 @@ def test_workers_that_disagree_about_the_lanes_are_refused(make_repo: MakeRepo) 
         other = make_worker(FeatureStore("."), options=StreamOptions(partitions=PARTITIONS, lanes=1, lease_s=2))
         with pytest.raises(DeclarationError, match="another number of lanes"):
             other.run()
+
+
+def test_what_was_begun_in_another_number_of_lanes_is_finished_first(make_repo: MakeRepo) -> None:
+    repo = streamed(make_repo, "Incremental(alpha=0.3)")
+    send(repo, clicks(30, 8, SINCE, SINCE + 0.5))
+    with pytest.raises(StoppedError), stopping_at("recorded"), by_hand(repo) as lane:  # the only lane of one
+        lane.tick()
+    send(repo, clicks(30, 9, SINCE, SINCE + 0.5))
+    with working():
+        counts = await_read(repo, 60)
+    assert (counts["read"], counts["applied"]) == (60, 60)
+    assert StreamLedger(repo.workspace.ledger).open_ticks("user_embedding") == []
+    assert all(not each.diverged for each in replay_stream(repo.store))
 
 
 def test_sigterm_ends_a_worker_within_seconds_and_another_resumes_where_it_was(make_repo: MakeRepo) -> None:
