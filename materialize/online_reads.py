@@ -12,7 +12,7 @@ from feast import FeatureStore, FeatureView
 
 from feast_embeddings.materialize import clock, keys, wire
 from feast_embeddings.materialize.framed import FramedReads, FramedRows
-from feast_embeddings.materialize.packed import reads
+from feast_embeddings.materialize.packed import PackedReads, reads
 from feast_embeddings.materialize.read_plan import Read, ViewRead, kind_of, pinned_space, ttl_us
 from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.models.batch import Float32s, Ids, Int64s
@@ -21,6 +21,9 @@ from feast_embeddings.transformations import tags
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_FEW = 16
+"""Replies that are parsed sooner one by one than a matrix is prepared for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,8 @@ def read_vectors(store: FeatureStore, feature: str, ids: Ids | Sequence[int] | S
 
 
 def _replies(client: Any, read: Read) -> Any:
-    pipe = reads(client, FramedReads)
+    few = len(read.views[0].entity_keys) < _FEW
+    pipe = reads(client, PackedReads if few else FramedReads)
     read.queue(pipe)
     return pipe.execute()
 
