@@ -38,7 +38,8 @@ from feast_embeddings.materialize.script_calls import IN_FLIGHT, ScriptCalls
 
 RESULTS = Path(__file__).parent / "results" / "online.json"
 SIZES = (1, 100, 1000)
-IN_A_ROW = 5
+IN_A_ROW = 25
+"""Calls of one side before the other's turn: a service calls its store again and again."""
 WRITE, RAW = "materialize {rows:,} × {dim}", "script calls of the same rows, raw socket"
 Goals = dict[str, float]
 Way = TypeVar("Way")

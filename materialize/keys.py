@@ -17,7 +17,7 @@ from feast.infra.key_encoding_utils import serialize_entity_key_prefix
 from feast.infra.online_stores.helpers import _mmh3
 from feast.protos.feast.types.Value_pb2 import ValueType
 
-from feast_embeddings.materialize.packed import Strings, listed
+from feast_embeddings.materialize.packed import FEW, Strings, listed
 from feast_embeddings.models.batch import Ids
 
 _GLOB = re.compile(rb"([*?\[\]\\^])")
@@ -89,15 +89,18 @@ def entity_keys(project: str, join_key: str, ids: Ids) -> list[bytes]:
     return listed(entity_key_rows(project, join_key, ids))
 
 
-def entity_key_rows(project: str, join_key: str, ids: Ids) -> Strings:
-    """As :func:`entity_keys`, for int64 ids as the rows of a matrix."""
+def entity_key_rows(project: str, join_key: str, ids: Ids | list[int]) -> Strings:
+    """As :func:`entity_keys`; of many int64 ids as the rows of a matrix."""
     prefix, suffix = _prefix(join_key), project.encode()
-    if ids.dtype == object:
+    if isinstance(ids, np.ndarray) and ids.dtype == object:
         kind = prefix + struct.pack("<I", ValueType.STRING)
         raw = [value.encode() for value in ids]
         return [b"".join((kind, struct.pack("<I", len(value)), value, suffix)) for value in raw]
-    head = np.frombuffer(prefix + struct.pack("<II", ValueType.INT64, 8), np.uint8)
-    values = ids.astype("<i8").view(np.uint8).reshape(len(ids), 8)
+    start = prefix + struct.pack("<II", ValueType.INT64, 8)
+    if len(ids) < FEW:
+        return [start + struct.pack("<q", value) + suffix for value in ids]
+    head = np.frombuffer(start, np.uint8)
+    values = np.ascontiguousarray(ids, "<i8").view(np.uint8).reshape(len(ids), 8)
     return _between(head, values, np.frombuffer(suffix, np.uint8))
 
 

@@ -12,7 +12,7 @@ from feast import FeatureStore, FeatureView
 
 from feast_embeddings.materialize import clock, keys, wire
 from feast_embeddings.materialize.framed import FramedReads, FramedRows
-from feast_embeddings.materialize.packed import PackedReads, reads
+from feast_embeddings.materialize.packed import FEW, PackedReads, reads
 from feast_embeddings.materialize.read_plan import Read, ViewRead, kind_of, pinned_space, ttl_us
 from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.models.batch import Float32s, Ids, Int64s
@@ -21,9 +21,6 @@ from feast_embeddings.transformations import tags
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_FEW = 16
-"""Replies that are parsed sooner one by one than a matrix is prepared for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +73,7 @@ def read_vectors(store: FeatureStore, feature: str, ids: Ids | Sequence[int] | S
 
 
 def _replies(client: Any, read: Read) -> Any:
-    few = len(read.views[0].entity_keys) < _FEW
+    few = len(read.views[0].entity_keys) < FEW
     pipe = reads(client, PackedReads if few else FramedReads)
     read.queue(pipe)
     return pipe.execute()
@@ -102,8 +99,11 @@ def _matrix(part: ViewRead) -> tuple[Float32s, npt.NDArray[np.bool_]]:
     if isinstance(part.replies, FramedRows):
         return wire.decode_vector_rows(part.replies.column(0), part.table.name), np.ones(len(part.replies), np.bool_)
     values = [reply[0] for reply in part.replies]
-    first = next(filter(None, values), None)
-    dim = wire.vector_length(first, part.table.name) if first else _declared_dim(part.table)
+    present = [value for value in values if value]
+    if len(present) == len(values) and len(set(map(len, present))) == 1:
+        rows = np.frombuffer(b"".join(present), np.uint8).reshape(len(present), -1)
+        return wire.decode_vector_rows(rows, part.table.name), np.ones(len(present), np.bool_)
+    dim = wire.vector_length(present[0], part.table.name) if present else _declared_dim(part.table)
     return wire.decode_vectors(values, dim, part.table.name)
 
 

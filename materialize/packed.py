@@ -7,7 +7,7 @@ per row on strings that stand in a matrix. Layout: https://redis.io/docs/latest/
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import hiredis
 import numpy as np
@@ -16,6 +16,9 @@ import redis
 
 Strings = list[bytes] | npt.NDArray[np.uint8]
 """n byte strings: as such, or as the rows of a uint8 matrix [n, length]."""
+
+FEW: Final = 16
+"""Strings that are laid out, and replies that are parsed, sooner one by one than as a matrix."""
 
 
 def argument(value: bytes) -> bytes:
@@ -118,7 +121,8 @@ class PackedReads:
         return self._receive(connection)
 
     def _receive(self, connection: Any) -> Any:
-        replies = [connection.read_response()]
+        # read_response alone notes that the connection was well, for who wants its health checked
+        replies = [connection.read_response()] if connection.health_check_interval else []
         take_parsed(connection, replies, self._count)
         replies += [connection.read_response() for _ in range(self._count - len(replies))]
         return replies

@@ -7,10 +7,10 @@ is the same, message for message.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import cache
+from typing import Any, Final, cast
 
 import numpy as np
 from feast import FeatureView, RepoConfig, utils
@@ -70,14 +70,14 @@ def entities_of(
         kinds = {value.WhichOneof("val") for value in values}
         if kinds == {"int64_val"}:
             row_of = [unique.setdefault(value.int64_val, len(unique)) for value in values]
-            return _of_one_key(config, join_key, np.array(list(unique), np.int64), row_of)
+            return _of_one_key(config, join_key, list(unique), row_of)
         if kinds == {"string_val"}:
             row_of = [unique.setdefault(value.string_val, len(unique)) for value in values]
             return _of_one_key(config, join_key, np.array(list(unique), object), row_of)
     return _any_entities(config, table, join_key_values, join_keys)
 
 
-def _of_one_key(config: RepoConfig, join_key: str, ids: Ids, row_of: list[int]) -> Entities:
+def _of_one_key(config: RepoConfig, join_key: str, ids: Ids | list[int], row_of: list[int]) -> Entities:
     return Entities(keys.entity_key_rows(config.project, join_key, ids), row_of)
 
 
@@ -148,10 +148,18 @@ def add_columns(
 
 
 def _count(view: str, found: int, missing: int) -> None:
-    with contextlib.suppress(ImportError):  # Feast, too, does without where Prometheus' client is missing
-        from feast.metrics import track_feature_statuses
+    if (track := _tracker()) is not None:
+        track(view, found, missing)
 
-        track_feature_statuses(view, found, missing)
+
+@cache
+def _tracker() -> Callable[[str, int, int], None] | None:
+    """Feast's counter of statuses; like Feast, none where Prometheus' client is missing."""
+    try:
+        from feast.metrics import track_feature_statuses
+    except ImportError:
+        return None
+    return cast(Callable[[str, int, int], None], track_feature_statuses)
 
 
 def _spread(tag: bytes, messages: Sequence[bytes | None], row_of: Sequence[int]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -87,6 +88,7 @@ def _padded(number: int) -> bytes:
     return bytes([*(septet | 0x80 for septet in septets[:-1]), septets[-1]])
 
 
+@lru_cache(1024)
 def _decoded(value: bytes | None) -> tuple[int, int, int]:
     if value is None:
         return 0, -1, 0
