@@ -147,7 +147,7 @@ class EmbeddingLog(StagedFiles):
                 rows += table.num_rows
                 yield table
 
-        replace_file(path, lambda unfinished: _write_log(parts(), self.schema, unfinished))
+        replace_file(path, lambda unfinished: write_log(parts(), self.schema, unfinished))
         return rows
 
     def files(self) -> list[Path]:
@@ -184,7 +184,7 @@ class EmbeddingLog(StagedFiles):
         gone = len(kept) - (pc.sum(kept).as_py() or 0)
         if gone:
             table = pq.read_table(path, partitioning=None).filter(kept)
-            replace_file(path, lambda unfinished: _write_log([table], table.schema, unfinished))
+            replace_file(path, lambda unfinished: write_log([table], table.schema, unfinished))
         return int(gone)
 
     def _erase_staged(self, path: Path, entity_id: pa.Scalar) -> int:
@@ -217,7 +217,8 @@ class EmbeddingLog(StagedFiles):
         return self.folder / ("live" if live else "retained") / f"{stamp.tick:010d}-{stamp.fill}.parquet"
 
 
-def _write_log(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
+def write_log(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
+    """Write rows of an embedding log as one file, a row group per table."""
     # A dictionary of floats saves nothing, and costs most of the time.
     repeating = [name for name in schema.names if name != EMBEDDING]
     with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=repeating) as writer:

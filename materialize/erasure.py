@@ -18,14 +18,17 @@ from rich.table import Table
 from feast_embeddings.materialize import keys
 from feast_embeddings.materialize.changes import forget_changes, record_change
 from feast_embeddings.materialize.clock import iso, now_us
+from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.standstill import standstill
 from feast_embeddings.materialize.stores import online_store_of
+from feast_embeddings.materialize.stream.parts import erase_rows, parts_folder, parts_of
 from feast_embeddings.materialize.stream.poison import PoisonMessages
+from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
 from feast_embeddings.materialize.tombstones import Tombstones
 from feast_embeddings.materialize.view_work import RECEIVING
 from feast_embeddings.materialize.views import EmbeddingSpec
-from feast_embeddings.materialize.workspace import Workspace, embedding_specs
+from feast_embeddings.materialize.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.models.errors import DeclarationError
 
 _INTEGERS = (ValueType.INT64, ValueType.INT32)
@@ -83,9 +86,12 @@ def forget(store: FeatureStore, entity: str, entity_id: int | str) -> Receipt:
         removed: dict[str, int] = {}
         for spec in specs:
             removed |= _erase_files(workspace, spec, found, still_ours)
+            removed |= _erase_appended(workspace, store, spec)
         removed |= _erase_online(online, store.config, declared.join_key, found)
         _tell_readers(online, store.config, workspace, specs)
-    return Receipt(entity, found, erased_us, removed, _left(store, declared))
+        streams = StreamLedger(workspace.ledger)
+        streamed = [spec.view for spec in specs if streams.last_end_us(spec.view) is not None]
+    return Receipt(entity, found, erased_us, removed, _left(store, declared, streamed))
 
 
 def print_receipt(receipt: Receipt, console: Console | None = None) -> None:
@@ -112,6 +118,18 @@ def _erase_files(
         messages = PoisonMessages(workspace.state / "quarantine" / "messages").erase(spec.view, entity_id)
         removed |= {f"refused messages of {spec.view}": messages} if messages else {}
     return removed
+
+
+def _erase_appended(workspace: Workspace, store: FeatureStore, spec: EmbeddingSpec) -> dict[str, int]:
+    """Take its rows out of the files that the view's stream appended to the behavior log."""
+    if spec.tower != "user":
+        return {}
+    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
+    folder = parts_folder(log.path)
+    appended = parts_of(folder, spec.view) if folder is not None else []
+    if folder is None or not appended:
+        return {}
+    return {f"behaviors that the stream of {spec.view} appended": erase_rows(folder, spec.view, log.living)}
 
 
 def _erase_online(
@@ -167,13 +185,14 @@ def entity_id_of(entity: Entity, entity_id: int | str) -> int | str:
     return found
 
 
-def _left(store: FeatureStore, entity: Entity) -> list[str]:
+def _left(store: FeatureStore, entity: Entity, streamed: Sequence[str]) -> list[str]:
     """What still holds the entity, in words."""
     views = [view for view in store.registry.list_feature_views(store.project) if entity.join_key in view.join_keys]
     sources = [view.batch_source for view in views if view.batch_source is not None]
     paths = sorted({source.path if isinstance(source, FileSource) else source.name for source in sources})
     return [
         *(f"your table {path}: delete its rows there" for path in paths),
+        *(f"messages that wait in the stream of {view}: they are dropped when they are read" for view in streamed),
         "encoders that were trained on its behaviors: train again where that counts",
         "backups, and the files that Redis persists until it next writes them",
     ]

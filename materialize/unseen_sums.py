@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from feast_embeddings.materialize.embedding_log import EmbeddingLog, ids_of
 from feast_embeddings.materialize.log_rows import as_pattern
-from feast_embeddings.materialize.stream.members import create
+from feast_embeddings.materialize.stream.parts import create
 from feast_embeddings.models.batch import Ids, Int64s
 from feast_embeddings.models.unseen_items import UnseenItems
 

@@ -22,7 +22,7 @@ from feast_embeddings.materialize.ledger_records import Tick
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.steps import reached
-from feast_embeddings.materialize.stream.members import TICK, parts_folder, rows_of_ticks
+from feast_embeddings.materialize.stream.parts import TICK, parts_folder, rows_of_ticks
 from feast_embeddings.materialize.stream.payloads import raw_schema
 from feast_embeddings.materialize.stream.stream_ledger import StreamTick
 from feast_embeddings.materialize.ticks import Ticks

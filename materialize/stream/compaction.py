@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.embedding_log import EmbeddingLog, _write_log
+from feast_embeddings.materialize.embedding_log import EmbeddingLog, write_log
 from feast_embeddings.materialize.leases import Lease
 from feast_embeddings.materialize.staged_files import replace_file
 from feast_embeddings.materialize.stream.lanes import is_paused, lane_resource
-from feast_embeddings.materialize.stream.members import part_range, parts_of, range_name
+from feast_embeddings.materialize.stream.parts import merged_schema, part_range, parts_of, range_name, write_rows
 from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
 from feast_embeddings.models.errors import LeaseError
 
@@ -35,6 +35,8 @@ GRACE_S: Final = 60.0
 KEPT_US: Final = 2 * 86_400_000_000
 """How long the ledger keeps single micro-batches; their behaviors stay in the log, with their numbers."""
 _MOST_FILES: Final = 1000
+_GROUP_ROWS: Final = 1 << 16
+Write = Callable[[Iterator[pa.Table], pa.Schema, Path], None]
 
 
 @dataclass
@@ -121,8 +123,7 @@ class Compaction:
                 for group in self._groups(_uncovered(files)):
                     check()
                     path = self.log.folder / folder / f"{group[0].first:010d}-{group[-1].last:010d}.{fill}.parquet"
-                    tables = (pq.read_table(each.path, schema=self.log.schema, partitioning=None) for each in group)
-                    _write(path, tables, lambda parts, to: _write_log(parts, self.log.schema, to))
+                    _write(path, _gathered(group, self.log.schema), self.log.schema, write_log)
                     self._count(group, found)
                 self._tidy([*files, *self._made(folder, fill)], found, self.grace_s)
 
@@ -136,10 +137,9 @@ class Compaction:
         files = [file for file in _uncovered(files) if file.first in published]
         for group in self._groups(files):
             check()
-            tables = [pq.read_table(each.path, partitioning=None).replace_schema_metadata(None) for each in group]
-            table = pa.concat_tables(tables)
+            schema = merged_schema([each.path for each in group])
             path = self.behaviors / range_name(self.view, group[0].first, group[-1].last)
-            _write(path, [table], lambda parts, to: pq.write_table(next(iter(parts)), to, compression="zstd"))
+            _write(path, _gathered(group, schema), schema, write_rows)
             self._count(group, found)
             self._tidy([*group, _File(path, group[0].first, group[-1].last)], found, 0)
 
@@ -199,5 +199,20 @@ def _uncovered(files: Sequence[_File]) -> list[_File]:
     return sorted(kept, key=lambda file: file.first)
 
 
-def _write(path: Path, tables: object, write: Callable[..., None]) -> None:
-    replace_file(path, lambda unfinished: write(tables, unfinished))
+def _gathered(files: Sequence[_File], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of many small files in tables of one row group each: never all of them in memory."""
+    waiting: list[pa.Table] = []
+    for file in files:
+        with pq.ParquetFile(file.path) as rows:
+            for batch in rows.iter_batches(_GROUP_ROWS):
+                waiting.append(pa.Table.from_batches([batch]).replace_schema_metadata(None).cast(schema))
+                if sum(map(len, waiting)) >= _GROUP_ROWS:
+                    yield pa.concat_tables(waiting).combine_chunks()
+                    waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def _write(path: Path, tables: Iterator[pa.Table], schema: pa.Schema, write: Write) -> None:
+    replace_file(path, lambda unfinished: write(tables, schema, unfinished))
+    pa.default_memory_pool().release_unused()  # else each merge leaves its peak behind

@@ -11,28 +11,35 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
-from urllib.parse import quote
+from typing import Final, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.members import BehaviorLog
-from feast_embeddings.materialize.staged_files import finish, temporary
 from feast_embeddings.materialize.stream.contract import Delivery
+from feast_embeddings.materialize.stream.parts import (
+    OFFSET,
+    ORIGIN,
+    PARTITION,
+    SOURCE,
+    TICK,
+    create,
+    part_name,
+    parts_folder,
+    raw_rows,
+    recent_rows,
+)
 from feast_embeddings.materialize.stream.payloads import Decoded, raw_schema
 from feast_embeddings.materialize.stream.stream_ledger import StreamTick
 from feast_embeddings.models.batch import HistoryBatch, Ids, Int64s
-from feast_embeddings.transformations import BehaviorContract, Behaviors, Histories, prepare
+from feast_embeddings.transformations import Behaviors, Histories, prepare
 from feast_embeddings.transformations.cleaning import deduplicate, refusals
 from feast_embeddings.transformations.validate import QUARANTINE_SCHEMA, quarantine_rows, validate
 
-SOURCE, PARTITION, OFFSET, TICK = "_source", "_partition", "_offset", "_tick"
-ORIGIN: Final = pa.schema([(SOURCE, pa.string()), (PARTITION, pa.int32()), (OFFSET, pa.int64()), (TICK, pa.int64())])
 TOO_LATE: Final = "older than the allowed lateness"
 POISON: Final = pa.schema(
     [(PARTITION, pa.int32()), (OFFSET, pa.int64()), ("payload", pa.binary()), ("reason", pa.string())]
@@ -199,64 +206,6 @@ class Membership:
         self._youngest_us = max(self._youngest_us, _latest(canonical))
 
 
-def parts_folder(path: str) -> Path | None:
-    """The folder that a behavior log's path names, itself or as ``folder/*.parquet``; None where it names a file."""
-    place = Path(path)
-    if place.name in ("*.parquet", "*"):
-        place = place.parent
-    return None if place.is_file() or place.suffix or "*" in str(place) else place
-
-
-def part_name(view: str, tick: int) -> str:
-    """Name of the file that a tick appends to the behavior log."""
-    return f"stream-{quote(view, safe='')}-{tick:012d}.parquet"
-
-
-def range_name(view: str, first: int, last: int) -> str:
-    """Name of the file that several ticks' behaviors are compacted into."""
-    return f"stream-{quote(view, safe='')}-{first:012d}-{last:012d}.parquet"
-
-
-def part_range(path: Path, view: str) -> tuple[int, int]:
-    """First and last tick of a file that ticks of ``view`` appended, or that was compacted from such files."""
-    numbers = path.stem[len(f"stream-{quote(view, safe='')}-") :]
-    first, _, last = numbers.partition("-")
-    return int(first), int(last or first)
-
-
-def parts_of(folder: Path, view: str) -> list[Path]:
-    """Files that ticks of a view appended to the behavior log, oldest first; compacted ones too."""
-    return sorted(folder.glob(f"stream-{quote(view, safe='')}-[0-9]*.parquet"))
-
-
-def uncovered(paths: Sequence[Path], view: str) -> list[Path]:
-    """Those of a view's files that no compacted one covers: each row once, also while a compaction is at work."""
-    ranges = [part_range(path, view) for path in paths]
-    wide = [(first, last) for first, last in ranges if first < last]
-
-    def covered(first: int, last: int) -> bool:
-        return any(low <= first and last <= high and (low, high) != (first, last) for low, high in wide)
-
-    return [path for path, each in zip(paths, ranges, strict=True) if not covered(*each)]
-
-
-# a compaction may put files into one, and remove them, between their listing and their reading
-_listed_again = retry(retry=retry_if_exception_type(FileNotFoundError), stop=stop_after_attempt(5), reraise=True)
-
-
-@_listed_again
-def raw_rows(folder: Path, view: str, contract: BehaviorContract, kept: Callable[[pa.ChunkedArray], Any]) -> pa.Table:
-    """Raw rows of the whole behavior log, but of appended ones only those whose tick is ``kept``: numbers → mask."""
-    schema, listed = raw_schema(contract), parts_of(folder, view)
-    parts = set(uncovered(listed, view))
-    tables = []
-    for path in sorted(set(folder.rglob("*.parquet")) - (set(listed) - parts)):
-        table = pq.read_table(path, partitioning=None)
-        table = table.filter(kept(table[TICK])) if path in parts else table
-        tables.append(table.select(schema.names).replace_schema_metadata(None))
-    return pa.concat_tables([schema.empty_table(), *tables], promote_options="permissive")
-
-
 def histories_left_by_stream(
     log: BehaviorLog, view: str, unfinished: Sequence[int], ids: Ids, ends_us: Int64s, length: int
 ) -> HistoryBatch:
@@ -269,37 +218,6 @@ def histories_left_by_stream(
     raw = raw_rows(folder, view, log.contract, lambda ticks: pc.invert(pc.is_in(ticks, wanted)))
     behaviors = prepare(log.living(raw), log.contract, log.rules, now_us()).behaviors
     return Histories(behaviors).as_of(ids, ends_us, length)
-
-
-@_listed_again
-def recent_rows(
-    folder: Path, view: str, partitions: Sequence[int], unfinished: Sequence[int], most: int
-) -> list[pa.Table]:
-    """The ``most`` rows that were last appended from some partitions, file by file, oldest first."""
-    mine, left_out = pa.array(partitions, pa.int32()), pa.array(unfinished, pa.int64())
-    found: list[pa.Table] = []
-    rows = 0
-    for path in reversed(uncovered(parts_of(folder, view), view)):
-        if rows >= most:
-            break
-        table = pq.read_table(path, partitioning=None)
-        wanted = pc.and_(pc.is_in(table[PARTITION], mine), pc.invert(pc.is_in(table[TICK], left_out)))
-        mine_last = table.filter(wanted)
-        found.append(mine_last.slice(max(len(mine_last) - (most - rows), 0)))
-        rows += len(found[-1])
-    return found[::-1]
-
-
-@_listed_again
-def rows_of_ticks(folder: Path, view: str, numbers: list[int]) -> pa.Table | None:
-    """The appended rows of some ticks; None where there is none."""
-    wanted = pa.array(numbers, pa.int64())
-    found = []
-    for path in uncovered(parts_of(folder, view), view):
-        if numbers and part_range(path, view)[1] >= min(numbers):
-            table = pq.read_table(path, partitioning=None)
-            found.append(table.filter(pc.is_in(table[TICK], wanted)).replace_schema_metadata(None))
-    return pa.concat_tables(found).sort_by(TICK) if found else None
 
 
 def keys_of(table: pa.Table, named: bool) -> list[str]:
@@ -316,13 +234,6 @@ def keys_of(table: pa.Table, named: bool) -> list[str]:
 
 
 _CONTENT: Final = ("entity", "item", "behavior_type", "event_time", "value")
-
-
-def create(path: Path, table: pa.Table) -> None:
-    """Write a whole parquet file under a name that must be new; one that exists is left as it is."""
-    with temporary(path) as unfinished:
-        pq.write_table(table, unfinished, compression="zstd", write_statistics=True)
-        finish(unfinished, path)
 
 
 def _times(table: pa.Table) -> Int64s:

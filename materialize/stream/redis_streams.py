@@ -6,6 +6,7 @@ An entry holds one payload in its field ``behavior``. Its id, ``<ms>-<sequence>`
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -143,7 +144,9 @@ class RedisStreams:
         return lags
 
     def close(self) -> None:
-        """Nothing to give back: the client is the store's. What is pending stays so, for the lane's next worker."""
+        """Drop what every group is done with; the client is the store's. What is pending stays, for the next worker."""
+        with contextlib.suppress(StreamError):  # the next worker drops it
+            self._call(self._trim)
 
     # ── private ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -258,7 +261,7 @@ class RedisStreams:
                 oldest.append(pending["min"] or group["last-delivered-id"])
             if oldest:
                 first = min(oldest, key=lambda each: offsets_of([each])[0])
-                client.execute_command("XTRIM", key, "MINID", "~", first)
+                client.execute_command("XTRIM", key, "MINID", "=", first)
 
     def _lag_of(self, client: Any, key: str) -> int:
         found = {group["name"]: group for group in client.xinfo_groups(key)}

@@ -19,7 +19,7 @@ from feast_embeddings.materialize.ledger_records import Fill
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.policy import Hybrid, Incremental, blend
 from feast_embeddings.materialize.stores import online_store_of
-from feast_embeddings.materialize.stream.members import TICK, parts_folder, parts_of, raw_rows, uncovered
+from feast_embeddings.materialize.stream.parts import TICK, erased_rows, parts_folder, parts_of, raw_rows, uncovered
 from feast_embeddings.materialize.stream.payloads import raw_schema
 from feast_embeddings.materialize.stream.stream_job import behavior_log_of, user_spec
 from feast_embeddings.materialize.stream.stream_ledger import RECEIVING, StreamLedger, StreamTick
@@ -100,10 +100,10 @@ class _Replay:
         if not self.ticks:
             return replayed
         self._begin(replayed)
-        members = self._members()
+        members, erased = self._members(), erased_rows(self.folder, self.spec.view)
         for tick in self.ticks:
             rows = members.get(tick.number)
-            expected = (tick.counts or {}).get("applied", 0)
+            expected = (tick.counts or {}).get("applied", 0) - erased[tick.number]
             if (0 if rows is None else len(rows)) != expected:
                 raise LedgerError(
                     f"Tick {tick.number} of view {self.spec.view!r} applied {expected} behaviors, and the behavior log "

@@ -19,9 +19,9 @@ from feast_embeddings.materialize.stream.compaction import Compaction
 from feast_embeddings.materialize.stream.contract import Source
 from feast_embeddings.materialize.stream.kafka import Kafka, partitions_of
 from feast_embeddings.materialize.stream.lane import OnTick
-from feast_embeddings.materialize.stream.members import parts_folder
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
 from feast_embeddings.materialize.stream.parquet_replay import ParquetReplay
+from feast_embeddings.materialize.stream.parts import parts_folder
 from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
 from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
 from feast_embeddings.materialize.stream.stream_ticks import StreamTicks

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from repo_fixture import USERS, MakeRepo, SmallRepo, at, day
 from stream_fixture import SINCE, by_hand, clicks, send, streamed
@@ -14,7 +15,7 @@ from stream_fixture import SINCE, by_hand, clicks, send, streamed
 from feast_embeddings.materialize.erasure import forget
 from feast_embeddings.materialize.stream.compaction import Compacted, Compaction
 from feast_embeddings.materialize.stream.lanes import paused
-from feast_embeddings.materialize.stream.members import part_range, rows_of_ticks
+from feast_embeddings.materialize.stream.parts import part_range, parts_of, rows_of_ticks
 from feast_embeddings.materialize.stream.replay import replay_stream
 from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
 
@@ -132,8 +133,20 @@ def test_a_pause_keeps_it_out(repo: SmallRepo) -> None:
         assert compact(repo) == Compacted()
 
 
-def test_who_is_forgotten_is_gone_from_merged_files_too(repo: SmallRepo) -> None:
-    compact(repo)
-    forget(repo.store, "user", str(USERS[2]))
+@pytest.mark.parametrize("merged", [True, False])
+def test_who_is_forgotten_is_gone_from_files_merged_before_or_after(repo: SmallRepo, merged: bool) -> None:
+    if merged:
+        compact(repo)
+    rows = _appended(repo).count(USERS[2])
+    receipt = forget(repo.store, "user", str(USERS[2]))
+    assert receipt.removed["behaviors that the stream of user_embedding appended"] == rows > 0
+    assert merged or compact(repo).made
+    assert USERS[2] not in _appended(repo)
     assert USERS[2] not in repo.log()["user_id"].to_pylist()
     assert USERS[2] not in repo.behaviors(day(SINCE + 2)).entities
+    assert all(not each.diverged for each in replay_stream(repo.store))
+
+
+def _appended(repo: SmallRepo) -> list[int]:
+    parts = parts_of(repo.folder / "data" / "behaviors", "user_embedding")
+    return [user for part in parts for user in pq.read_table(part, partitioning=None)["user"].to_pylist()]

@@ -19,6 +19,7 @@ from feast_embeddings.materialize.erasure import forget
 from feast_embeddings.materialize.ledger_schema import leases
 from feast_embeddings.materialize.stream.contract import Source
 from feast_embeddings.materialize.stream.lanes import lanes_held, paused
+from feast_embeddings.materialize.stream.redis_streams import stream_key
 from feast_embeddings.materialize.stream.replay import replay_stream
 from feast_embeddings.materialize.stream.stream_job import make_worker
 from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
@@ -222,6 +223,9 @@ def test_forgetting_pauses_the_stream_and_what_comes_later_is_erased(make_repo: 
         counts = await_read(repo, 120)
     assert counts["erased"] == sum(each["user"] == gone for each in again)
     assert not repo.vectors().found[gone == USERS][0]
+    with repo.redis() as client:  # what is done with is not kept
+        keys = [stream_key(repo.project, "behaviors", partition) for partition in range(PARTITIONS)]
+        assert [client.xlen(key) for key in keys] == [1, 1]
 
 
 def test_memory_stays_flat_for_a_while(make_repo: MakeRepo) -> None:
