@@ -108,7 +108,7 @@ class Compaction:
         """The smallest tick of a file that was not merged yet."""
         logged = [_logged(path)[0] for path in self.log.folder.glob("*/*.parquet")]
         parts = [_File(path, *part_range(path, self.view)) for path in parts_of(self.behaviors, self.view)]
-        numbers = [file.first for file in (*logged, *parts) if file is not None]
+        numbers = [file.first for file in (*logged, *parts) if file is not None and file.single]
         return min(numbers, default=0)
 
     def _embeddings(self, published: set[int], found: Compacted, check: Callable[[], None]) -> None:
@@ -116,7 +116,7 @@ class Compaction:
             by_fill: dict[str, list[_File]] = defaultdict(list)
             for path in sorted((self.log.folder / folder).glob("*.parquet")):
                 file, fill = _logged(path)
-                if file is not None and file.first in published:
+                if file is not None and (not file.single or file.first in published):
                     by_fill[fill].append(file)
             for fill, files in by_fill.items():
                 self._tidy(files, found, self.grace_s)
@@ -134,7 +134,7 @@ class Compaction:
     def _behaviors(self, published: set[int], found: Compacted, check: Callable[[], None]) -> None:
         files = [_File(path, *part_range(path, self.view)) for path in parts_of(self.behaviors, self.view)]
         self._tidy(files, found, 0)
-        files = [file for file in _uncovered(files) if file.first in published]
+        files = [file for file in _uncovered(files) if not file.single or file.first in published]
         for group in self._groups(files):
             check()
             schema = merged_schema([each.path for each in group])
