@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from feast_embeddings.materialize.clock import iso
-from feast_embeddings.materialize.ledger_records import Fill, Tick
+from feast_embeddings.materialize.ledger_records import RECEIVING, Fill, Tick
 from feast_embeddings.materialize.policy import Due, Incremental, due
 from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
 from feast_embeddings.materialize.unseen_ledger import UnseenLedger
-from feast_embeddings.materialize.view_work import RECEIVING
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace
 from feast_embeddings.models.errors import TickError

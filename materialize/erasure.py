@@ -18,6 +18,7 @@ from rich.table import Table
 from feast_embeddings.materialize import keys
 from feast_embeddings.materialize.changes import forget_changes, record_change
 from feast_embeddings.materialize.clock import iso, now_us
+from feast_embeddings.materialize.ledger_records import RECEIVING
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.standstill import standstill
@@ -26,7 +27,6 @@ from feast_embeddings.materialize.stream.parts import erase_rows, parts_folder, 
 from feast_embeddings.materialize.stream.poison import PoisonMessages
 from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
 from feast_embeddings.materialize.tombstones import Tombstones
-from feast_embeddings.materialize.view_work import RECEIVING
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.models.errors import DeclarationError

@@ -13,7 +13,7 @@ from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.frontier import Frontier
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.policy import Full, Hybrid, Incremental, Policy
-from feast_embeddings.materialize.train_job import user_spec
+from feast_embeddings.materialize.train_job import spec_of_encoder
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, behaviors_of
 from feast_embeddings.models import Encoder, HistoryBatch, ItemIndex, RankingTask, SequenceEncoder, load_encoder
@@ -78,7 +78,7 @@ def asked(
         EvaluationError: Nothing happened before, or nothing after, the split.
     """
     workspace = Workspace.of(store.config)
-    spec = user_spec(store, encoder)
+    spec = spec_of_encoder(store, encoder)
     log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
     now = now_us()
     behaviors = log.until(now if until_us is None else until_us, now)

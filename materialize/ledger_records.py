@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+RECEIVING: Final = ("live", "retained", "ready")
+"""States of the fills that ticks go into."""
 
 
 @dataclass(frozen=True)

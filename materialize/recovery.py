@@ -16,7 +16,7 @@ from feast import FeatureStore
 from feast_embeddings.materialize import online_writes as online
 from feast_embeddings.materialize.computed import histories_left
 from feast_embeddings.materialize.cutover import manifest_of
-from feast_embeddings.materialize.ledger_records import Fill, Generation
+from feast_embeddings.materialize.ledger_records import RECEIVING, Fill, Generation
 from feast_embeddings.materialize.log_rows import FillRowsOfTick, newest_rows
 from feast_embeddings.materialize.manifest import Manifest
 from feast_embeddings.materialize.members import BehaviorLog
@@ -26,7 +26,6 @@ from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.materialize.stream.members import histories_left_by_stream
 from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
 from feast_embeddings.materialize.tombstones import Tombstones
-from feast_embeddings.materialize.view_work import RECEIVING
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.models.batch import HistoryBatch, Ids, Int64s

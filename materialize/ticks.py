@@ -16,13 +16,11 @@ from feast_embeddings.materialize.ledger_records import Tick
 from feast_embeddings.materialize.members import BehaviorLog, counts_of, digest
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.steps import reached
-from feast_embeddings.materialize.view_work import RECEIVING, ViewWork
+from feast_embeddings.materialize.view_work import ViewWork
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.transformations import Behaviors, Histories, Prepared, extend
-
-__all__ = ["RECEIVING", "Ticks"]
 
 
 class Ticks:

@@ -96,7 +96,7 @@ def train_declared(
         BehaviorSourceError: There is nothing to learn from.
     """
     workspace = Workspace.of(store.config)
-    spec = user_spec(store, encoder)
+    spec = spec_of_encoder(store, encoder)
     log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
     now = now_us()
     behaviors = log.until(now if until_us is None else until_us, now)
@@ -129,7 +129,7 @@ def _trained(
     )
 
 
-def user_spec(store: FeatureStore, encoder: str | None) -> EmbeddingSpec:
+def spec_of_encoder(store: FeatureStore, encoder: str | None) -> EmbeddingSpec:
     """The user view of an encoder, which may go unnamed where there is one; raises DeclarationError otherwise."""
     specs = [spec for spec in embedding_specs(store.registry, store.project) if spec.tower == "user"]
     chosen = [spec for spec in specs if encoder in (None, spec.encoder)]

@@ -15,10 +15,9 @@ from sqlalchemy import BigInteger, Column, String, Table
 
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.ledger import Ledger
-from feast_embeddings.materialize.ledger_records import Tick
+from feast_embeddings.materialize.ledger_records import RECEIVING, Tick
 from feast_embeddings.materialize.ledger_schema import fills, metadata, ticks
 from feast_embeddings.materialize.stream.stream_ledger import StreamLedger, StreamTick
-from feast_embeddings.materialize.view_work import RECEIVING
 
 UserTick = Tick | StreamTick
 

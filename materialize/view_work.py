@@ -9,7 +9,7 @@ from feast import RepoConfig
 
 from feast_embeddings.materialize import online_writes as online
 from feast_embeddings.materialize.leases import Lease
-from feast_embeddings.materialize.ledger_records import Fill, Tick
+from feast_embeddings.materialize.ledger_records import RECEIVING, Fill, Tick
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.policy import Hybrid, Incremental, blend
@@ -23,8 +23,6 @@ from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations.contract import IdType
 from feast_embeddings.transformations.tags import EMBEDDING
 
-RECEIVING = ("live", "retained", "ready")
-"""States of the fills that ticks go into."""
 ENCODE_ROWS = 8192
 
 

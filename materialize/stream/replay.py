@@ -15,14 +15,14 @@ from feast import FeatureStore
 from feast_embeddings.materialize import online_writes as online
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.embedding_log import ids_of, matrix_of
-from feast_embeddings.materialize.ledger_records import Fill
+from feast_embeddings.materialize.ledger_records import RECEIVING, Fill
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.policy import Hybrid, Incremental, blend
 from feast_embeddings.materialize.stores import online_store_of
 from feast_embeddings.materialize.stream.parts import TICK, erased_rows, parts_folder, parts_of, raw_rows, uncovered
 from feast_embeddings.materialize.stream.payloads import raw_schema
 from feast_embeddings.materialize.stream.stream_job import behavior_log_of, user_spec
-from feast_embeddings.materialize.stream.stream_ledger import RECEIVING, StreamLedger, StreamTick
+from feast_embeddings.materialize.stream.stream_ledger import StreamLedger, StreamTick
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace
 from feast_embeddings.models import HistoryBatch

@@ -12,12 +12,11 @@ from sqlalchemy.engine import Connection, RowMapping
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.leases import Lease
 from feast_embeddings.materialize.ledger import Ledger
+from feast_embeddings.materialize.ledger_records import RECEIVING
 from feast_embeddings.materialize.ledger_schema import fills, metadata, ticks
 from feast_embeddings.materialize.stream.contract import Ranges, ranges_from_json, ranges_to_json
 from feast_embeddings.materialize.stream.stream_schema import TABLES, stream_positions, stream_ticks, stream_totals
 from feast_embeddings.models.errors import TickError
-
-RECEIVING = ("live", "retained", "ready")
 
 
 @dataclass(frozen=True)
