@@ -30,6 +30,7 @@ from feast_embeddings.materialize.tombstones import Tombstones
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.transformations.tags import ACTIVITY_KIND, KIND
 
 _INTEGERS = (ValueType.INT64, ValueType.INT32)
 
@@ -80,7 +81,8 @@ def forget(store: FeatureStore, entity: str, entity_id: int | str) -> Receipt:
     online, found = online_store_of(store), entity_id_of(declared, entity_id)
     every = embedding_specs(store.registry, store.project)
     specs = sorted((spec for spec in every if spec.join_key == declared.join_key), key=lambda spec: spec.view)
-    with standstill(workspace, store.project, specs) as still_ours:
+    counts = _activity_views(store, declared.join_key)
+    with standstill(workspace, store.project, specs, counts) as still_ours:
         erased_us = now_us()
         Tombstones(workspace.ledger, declared.join_key).record(found, erased_us)
         removed: dict[str, int] = {}
@@ -118,6 +120,12 @@ def _erase_files(
         messages = PoisonMessages(workspace.state / "quarantine" / "messages").erase(spec.view, entity_id)
         removed |= {f"refused messages of {spec.view}": messages} if messages else {}
     return removed
+
+
+def _activity_views(store: FeatureStore, join_key: str) -> list[str]:
+    """Views of an entity's counts: their jobs hold behaviors in memory, and would write the erased back."""
+    views = store.registry.list_feature_views(store.project)
+    return [view.name for view in views if (view.tags or {}).get(KIND) == ACTIVITY_KIND and join_key in view.join_keys]
 
 
 def _erase_appended(workspace: Workspace, store: FeatureStore, spec: EmbeddingSpec) -> dict[str, int]:

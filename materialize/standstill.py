@@ -14,8 +14,12 @@ CUTOVER_WAIT_S = 30.0
 
 
 @contextmanager
-def standstill(workspace: Workspace, project: str, specs: Sequence[EmbeddingSpec]) -> Iterator[Callable[[], None]]:
+def standstill(
+    workspace: Workspace, project: str, specs: Sequence[EmbeddingSpec], others: Sequence[str] = ()
+) -> Iterator[Callable[[], None]]:
     """Hold the leases of these views and of their encoders' cutovers; in the order in which jobs take them.
+
+    ``others`` are names of views whose jobs take a lease of the view alone.
 
     Yields:
         A check, to be called now and then: renews the leases, or raises LeaseError if one was taken over.
@@ -25,6 +29,7 @@ def standstill(workspace: Workspace, project: str, specs: Sequence[EmbeddingSpec
     """
     names = sorted(spec.view for spec in specs)
     views = [resource(project, name) for resource in (refresh_resource, view_resource) for name in names]
+    views += [view_resource(project, name) for name in sorted(others)]
     cutovers = sorted({cutover_resource(project, spec.encoder) for spec in specs})
     with ExitStack() as stack:
         streams = sorted(spec.view for spec in specs if spec.tower == "user")

@@ -32,7 +32,7 @@ from feast_embeddings.materialize.neighbors import nearest
 from feast_embeddings.materialize.tombstones import Tombstones
 from feast_embeddings.materialize.workspace import cutover_resource, view_resource
 from feast_embeddings.models.errors import DeclarationError, LeaseError
-from feast_embeddings.transformations import Histories
+from feast_embeddings.transformations import Histories, activity_view
 
 GONE = 3
 OTHERS = USERS != GONE
@@ -264,6 +264,17 @@ def test_no_tick_and_no_cutover_runs_meanwhile(make_repo: MakeRepo, monkeypatch:
         _forget(repo, 4)
     assert repo.vectors().found[~OTHERS].all()
     assert Tombstones(repo.workspace.ledger, "user_id").marks().num_rows == 0
+
+
+def test_no_job_that_counts_behaviors_runs_meanwhile(make_repo: MakeRepo) -> None:
+    repo = started(make_repo)
+    behaviors = repo.store.get_feature_view("behaviors")
+    FeatureStore(".").apply([activity_view("activity", repo.store.get_entity("user"), behaviors, ["1d"])])
+    with held(repo.workspace.ledger, view_resource(repo.project, "activity")):
+        with pytest.raises(LeaseError, match=r"'activity' of project .* is being worked on by"):
+            _forget(repo, 4)
+        with pytest.raises(LeaseError, match=r"'activity' of project .* is being worked on by"):
+            repo.materialize(day(4), ["activity"])
 
 
 def test_what_cannot_be_erased_is_said(make_repo: MakeRepo) -> None:
