@@ -202,9 +202,10 @@ def measure(server: Server, folder: Path, log: Path, options: argparse.Namespace
     found: dict[str, Any] = {"writes": measure_writes(server, ours, stock, options.rows, options.repeats)}
     found["bytes_per_entity"] = measure_bytes(server, ours, stock)
     ours.write()  # beside stock's, which it has left
+    os.sync()  # else the server still writes its file while it is read from
     with asyncio.Runner() as loop:  # one for all: stock Feast's connections belong to the first
         found["reads"] = {
-            str(size): measure_reads(ours, stock, size, min(300, max(15, options.reads // size)), loop)
+            str(size): measure_reads(ours, stock, size, min(300, max(3 * IN_A_ROW, options.reads // size)), loop)
             for size in options.sizes
         }
         for side in (ours, stock):
