@@ -195,7 +195,7 @@ def _framed(rows: Bytes, start: int, taken: int, framing: Framing) -> bool:
         if not bool((rows[start:whole, first:stop] == rows[0, first:stop]).all()):
             return False
     rest = taken - whole * framing.width
-    return all(
+    return not rest or all(
         np.array_equal(rows[whole, first : min(stop, rest)], rows[0, first : min(stop, rest)])
         for first, stop in framing.gaps
         if first < rest

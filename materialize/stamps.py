@@ -66,6 +66,8 @@ def event_times(values: Sequence[bytes | None]) -> Int64s:
 
 def event_times_of_rows(rows: npt.NDArray[np.uint8]) -> Int64s:
     """As :func:`event_times`, of stamps that are the rows of a matrix, uint8 [n, length of one]."""
+    if len(rows) and bool((rows == rows[0]).all()):  # a refresh writes the same to every row
+        return np.full(len(rows), _decoded(rows[0].tobytes())[0], np.int64)
     constant = np.frombuffer(_SECONDS + _NANOS + _TICK, np.uint8)
     if rows.shape[1] != LENGTH or not bool((rows[:, [0, 1 + _VARINT, _PLAIN, _PLAIN + 1]] == constant).all()):
         return event_times([row.tobytes() for row in rows])
