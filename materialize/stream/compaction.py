@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,14 @@ from feast_embeddings.materialize.embedding_log import EmbeddingLog, write_log
 from feast_embeddings.materialize.leases import Lease
 from feast_embeddings.materialize.staged_files import replace_file
 from feast_embeddings.materialize.stream.lanes import is_paused, lane_resource
-from feast_embeddings.materialize.stream.parts import merged_schema, part_range, parts_of, range_name, write_rows
+from feast_embeddings.materialize.stream.parts import (
+    merged_schema,
+    outermost,
+    part_range,
+    parts_of,
+    range_name,
+    write_rows,
+)
 from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
 from feast_embeddings.models.errors import LeaseError
 
@@ -190,12 +198,7 @@ def _logged(path: Path) -> tuple[_File | None, str]:
 
 def _uncovered(files: Sequence[_File]) -> list[_File]:
     """Files in the order of ticks, without those that a wider one covers."""
-    wide = [file for file in files if not file.single]
-    kept = [
-        file
-        for file in files
-        if not any(each is not file and each.first <= file.first and file.last <= each.last for each in wide)
-    ]
+    kept = compress(files, outermost([(file.first, file.last) for file in files]))
     return sorted(kept, key=lambda file: file.first)
 
 

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -61,13 +62,16 @@ def parts_of(folder: Path, view: str) -> list[Path]:
 
 def uncovered(paths: Sequence[Path], view: str) -> list[Path]:
     """Those of a view's files that no compacted one covers: each row once, also while a compaction is at work."""
-    ranges = [part_range(path, view) for path in paths]
+    return list(compress(paths, outermost([part_range(path, view) for path in paths])))
+
+
+def outermost(ranges: Sequence[tuple[int, int]]) -> list[bool]:
+    """Which ranges of ticks, ends included, lie in no wider one."""
     wide = [(first, last) for first, last in ranges if first < last]
-
-    def covered(first: int, last: int) -> bool:
-        return any(low <= first and last <= high and (low, high) != (first, last) for low, high in wide)
-
-    return [path for path, each in zip(paths, ranges, strict=True) if not covered(*each)]
+    return [
+        not any(low <= first and last <= high and (low, high) != (first, last) for low, high in wide)
+        for first, last in ranges
+    ]
 
 
 # a compaction may put files into one, and remove them, between their listing and their reading

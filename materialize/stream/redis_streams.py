@@ -190,8 +190,7 @@ class RedisStreams:
             return
         done = delivery.offsets <= self._after.get(partition, -1)
         if done.any():
-            offsets = delivery.offsets[done]
-            self._unacked[partition].append((offsets, list(map(entry_id, offsets.tolist()))))
+            self._await_commit(partition, delivery.offsets[done])
         rest = delivery.after(self._after)
         if len(rest):
             self._claimed.append(rest)
@@ -229,12 +228,14 @@ class RedisStreams:
 
     def _remember(self, delivery: Delivery) -> Delivery | None:
         for partition, last in delivery.positions.items():
-            offsets = delivery.offsets[delivery.partitions == partition]
-            self._unacked[partition].append((offsets, list(map(entry_id, offsets.tolist()))))
+            self._await_commit(partition, delivery.offsets[delivery.partitions == partition])
             self._delivered[partition] = last
             self._last[partition] = max(last, self._last[partition])
         rest = delivery.after(self._after)  # a group that was reset delivers what is done already
         return rest if len(rest) else None
+
+    def _await_commit(self, partition: int, offsets: Int64s) -> None:
+        self._unacked[partition].append((offsets, list(map(entry_id, offsets.tolist()))))
 
     def _take_unacked(self, partition: int, last: int) -> list[bytes]:
         waiting, taken = self._unacked.get(partition, []), []

@@ -67,12 +67,6 @@ MakeTicks = Callable[[Lease, str], StreamTicks]
 """What applies the micro-batches of a lane, given its lease and name."""
 
 
-@dataclass
-class _Open:
-    lease: Lease
-    work: LaneWork
-
-
 class StreamWorker:
     """One worker process of a view's stream.
 
@@ -104,7 +98,7 @@ class StreamWorker:
         self.taken_up = 0
         self._open_source, self._make_ticks, self._background = open_source, make_ticks, background
         self._on_tick = on_tick
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, LaneWork] = {}
         self._done = LaneStats()
         self._stop = threading.Event()
         self._busy_at = time.monotonic()
@@ -154,7 +148,7 @@ class StreamWorker:
     def stats(self) -> LaneStats:
         """What was done so far, in lanes open and let go."""
         total = LaneStats()
-        for each in (self._done, *(lane.work.stats for lane in self._open.values())):
+        for each in (self._done, *(lane.stats for lane in self._open.values())):
             _add(total, each)
         return total
 
@@ -192,8 +186,9 @@ class StreamWorker:
                     partitions = lane_partitions(lane, lanes, self.options.partitions)
                     if (opened := self._opened(name, partitions)) is None:
                         return False
-                    opened[1].close()
-                    opened[0].lease.release()
+                    ticks, source = opened
+                    source.close()
+                    ticks.lease.release()
         except LeaseError:
             return False
         return True
@@ -201,9 +196,9 @@ class StreamWorker:
     def _take(self, name: str, partitions: tuple[int, ...]) -> None:
         self._refuse_other_lanes()
         if (opened := self._opened(name, partitions)) is not None:
-            work = LaneWork(*opened, self.metrics, self.options.max_events, self.options.every_s, self._on_tick)
-            self._open[name] = _Open(opened[0].lease, work)
-            work.start()
+            lane = LaneWork(*opened, self.metrics, self.options.max_events, self.options.every_s, self._on_tick)
+            self._open[name] = lane
+            lane.start()
 
     def _refuse_other_lanes(self) -> None:
         names = [each.rpartition(" ")[2] for each in lanes_held(self.ledger, self.project, self.view)]
@@ -241,24 +236,24 @@ class StreamWorker:
     def _let_go(self, names: list[str]) -> None:
         going = {name: self._open.pop(name) for name in names}
         for lane in going.values():
-            lane.work.stop()
+            lane.stop()
         for lane in going.values():
-            ended = lane.work.join(_STOP_S - 1)
-            _add(self._done, lane.work.stats)
-            lane.work.source.close()
+            ended = lane.join(_STOP_S - 1)
+            _add(self._done, lane.stats)
+            lane.source.close()
             if ended:
-                lane.lease.release()
-            if lane.work.error is not None and not isinstance(lane.work.error, LeaseError):
-                raise lane.work.error
+                lane.ticks.lease.release()
+            if lane.error is not None and not isinstance(lane.error, LeaseError):
+                raise lane.error
 
     def _reap(self) -> None:
         """Let lanes go that ended by themselves: what failed is raised, a lost lease is another worker's gain."""
-        self._let_go([name for name, lane in self._open.items() if not lane.work.alive])
+        self._let_go([name for name, lane in self._open.items() if not lane.alive])
 
     # ── looking ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _observe(self) -> None:
-        lag = sum(sum(lane.work.source.lag().values()) for lane in self._open.values())
+        lag = sum(sum(lane.source.lag().values()) for lane in self._open.values())
         oldest = 0.0
         self.metrics.lag(self.source_name, lag, oldest)
         if lag:
