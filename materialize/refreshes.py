@@ -10,22 +10,17 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-from feast import RepoConfig
 
 from feast_embeddings.materialize.catch_up import CatchUp
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.leases import Lease
 from feast_embeddings.materialize.ledger_records import Tick
 from feast_embeddings.materialize.members import BehaviorLog, Digest, counts_of, digest
-from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.progress import counter
 from feast_embeddings.materialize.snapshot import snapshot
 from feast_embeddings.materialize.steps import reached
 from feast_embeddings.materialize.ticks import record_members
 from feast_embeddings.materialize.tombstones import NEVER, Tombstones
 from feast_embeddings.materialize.view_work import ENCODE_ROWS, ViewWork
-from feast_embeddings.materialize.views import EmbeddingSpec
-from feast_embeddings.materialize.workspace import Workspace
 from feast_embeddings.models import Encoder
 from feast_embeddings.models.batch import Float32s
 from feast_embeddings.transformations import Histories, Prepared
@@ -34,18 +29,9 @@ from feast_embeddings.transformations import Histories, Prepared
 class Refreshes:
     """Finishes recorded refreshes of one view; the caller holds the lease of the view's refreshes."""
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        store: EmbeddingOnlineStore,
-        config: RepoConfig,
-        spec: EmbeddingSpec,
-        source: BehaviorLog | None,
-        lease: Lease,
-    ) -> None:
-        self.work = ViewWork(workspace, store, config, spec, source, lease)
-        self.ledger, self.log, self.view = workspace.ledger, self.work.log, spec.view
-        self._source = source
+    def __init__(self, work: ViewWork) -> None:
+        self.work, self._source = work, work.source
+        self.ledger, self.log, self.view = work.ledger, work.log, work.spec.view
         self._catching_up: CatchUp | None = None
         self._rows = 0
 

@@ -14,7 +14,7 @@ from feast_embeddings.materialize import online_writes as online
 from feast_embeddings.materialize.agenda import Agenda
 from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.cutover import Cutovers
-from feast_embeddings.materialize.leases import held, holder, new_owner
+from feast_embeddings.materialize.leases import Lease, held, holder, new_owner
 from feast_embeddings.materialize.ledger_records import Tick
 from feast_embeddings.materialize.members import BehaviorLog
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
@@ -25,6 +25,7 @@ from feast_embeddings.materialize.steps import reached
 from feast_embeddings.materialize.stream.lanes import paused
 from feast_embeddings.materialize.ticks import Ticks
 from feast_embeddings.materialize.unseen_ticks import Followed, UnseenTicks
+from feast_embeddings.materialize.view_work import ViewWork
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, behaviors_of, refresh_resource, view_resource
 from feast_embeddings.models.errors import LeaseError, OnlineStoreError, OvertakenError, TickError
@@ -268,15 +269,18 @@ class Runner:
         self.workspace.declared_space(self.spec)
         wait, wait_s = on_wait or self._last_round, LAST_ROUND_WAIT_S if wait_s is None else wait_s
         with held(self.ledger, self._ticks_lease, self._lease_s, wait_s, owner, wait) as lease:
-            repo = self.workspace, self.store, self.config, self.spec
-            yield UnseenTicks(*repo, self._followed, lease) if self._followed else Ticks(*repo, self._source, lease)
+            work = self._work(lease)
+            yield UnseenTicks(work, self._followed) if self._followed else Ticks(work)
 
     @contextmanager
     def _refreshing(self, owner: str | None = None) -> Iterator[Refreshes]:
         """Hold the lease of the view's refreshes."""
         self.workspace.declared_space(self.spec)
         with held(self.ledger, self._refresh_lease, self._lease_s, owner=owner) as lease:
-            yield Refreshes(self.workspace, self.store, self.config, self.spec, self._source, lease)
+            yield Refreshes(self._work(lease))
+
+    def _work(self, lease: Lease) -> ViewWork:
+        return ViewWork(self.workspace, self.store, self.config, self.spec, self._source, lease)
 
     def _last_round(self) -> bool:
         """Whether a refresh holds the lease of the ticks, which it does briefly."""

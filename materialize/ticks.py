@@ -6,19 +6,14 @@ read state → compute → staged files (exclusive) → Redis (guarded by tick n
 from __future__ import annotations
 
 import pyarrow as pa
-from feast import RepoConfig
 
 from feast_embeddings.materialize.catch_up import histories_after
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.embedding_log import LogStamp
-from feast_embeddings.materialize.leases import Lease
 from feast_embeddings.materialize.ledger_records import Tick
 from feast_embeddings.materialize.members import BehaviorLog, counts_of, digest
-from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.steps import reached
 from feast_embeddings.materialize.view_work import ViewWork
-from feast_embeddings.materialize.views import EmbeddingSpec
-from feast_embeddings.materialize.workspace import Workspace
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.transformations import Behaviors, Histories, Prepared, extend
 
@@ -26,23 +21,14 @@ from feast_embeddings.transformations import Behaviors, Histories, Prepared, ext
 class Ticks:
     """Finishes recorded incremental ticks of one view; the caller holds the view's lease."""
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        store: EmbeddingOnlineStore,
-        config: RepoConfig,
-        spec: EmbeddingSpec,
-        source: BehaviorLog | None,
-        lease: Lease,
-    ) -> None:
-        self.work = ViewWork(workspace, store, config, spec, source, lease)
-        self.ledger, self.log, self.view = workspace.ledger, self.work.log, spec.view
-        self._own_source = source
+    def __init__(self, work: ViewWork) -> None:
+        self.work = work
+        self.ledger, self.log, self.view = work.ledger, work.log, work.spec.view
 
     @property
     def _source(self) -> BehaviorLog:
-        assert self._own_source is not None, self.view  # noqa: S101 - items have no incremental ticks
-        return self._own_source
+        assert self.work.source is not None, self.view  # noqa: S101 - items have no incremental ticks
+        return self.work.source
 
     def changed(self, tick: Tick) -> bool:
         """Whether a tick that had no effect yet lost its membership: its behaviors are not what was recorded."""

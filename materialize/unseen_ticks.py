@@ -17,10 +17,8 @@ from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.as_served import served_vectors
 from feast_embeddings.materialize.embedding_log import ids_of, matrix_of
-from feast_embeddings.materialize.leases import Lease
 from feast_embeddings.materialize.ledger_records import Tick
 from feast_embeddings.materialize.members import BehaviorLog
-from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.steps import reached
 from feast_embeddings.materialize.stream.parts import TICK, parts_folder, rows_of_ticks
 from feast_embeddings.materialize.stream.payloads import raw_schema
@@ -29,6 +27,7 @@ from feast_embeddings.materialize.ticks import Ticks
 from feast_embeddings.materialize.tombstones import NEVER, Tombstones
 from feast_embeddings.materialize.unseen_ledger import UnseenLedger, UserTick
 from feast_embeddings.materialize.unseen_sums import UnseenSums
+from feast_embeddings.materialize.view_work import ViewWork
 from feast_embeddings.materialize.views import EmbeddingSpec
 from feast_embeddings.materialize.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.models.batch import Float32s, Int64s
@@ -107,18 +106,10 @@ class Followed:
 class UnseenTicks(Ticks):
     """Finishes recorded ticks of an item view; the caller holds the view's lease."""
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        store: EmbeddingOnlineStore,
-        config: RepoConfig,
-        spec: EmbeddingSpec,
-        followed: Followed,
-        lease: Lease,
-    ) -> None:
-        super().__init__(workspace, store, config, spec, None, lease)
+    def __init__(self, work: ViewWork, followed: Followed) -> None:
+        super().__init__(work)
         self._followed = followed
-        self._following = UnseenLedger(workspace.ledger, spec.view, spec.users)
+        self._following = UnseenLedger(work.ledger, self.view, work.spec.users)
         self._sums = UnseenSums(self.log)
 
     def changed(self, tick: Tick) -> bool:
