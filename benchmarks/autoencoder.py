@@ -34,8 +34,8 @@ from feast_embeddings.models import (
     reconstruction_errors,
     train_autoencoder,
 )
-from feast_embeddings.models.ease import ease
-from feast_embeddings.models.evaluation import Evaluation
+from feast_embeddings.models.evaluation.ease import ease
+from feast_embeddings.models.evaluation.evaluate import Evaluation
 
 RESULTS = Path(__file__).parent / "results" / "autoencoder.json"
 EASE_LAMBDA = 1000.0

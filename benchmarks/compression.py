@@ -30,7 +30,7 @@ from quality_ml1m import CONFIG, leave_last_out, machine, read_sequences
 from rich.console import Console
 from rich.table import Table
 
-from feast_embeddings.materialize.vector_storage import Storage, as_stored, packed
+from feast_embeddings.materialize.declare.storage import Storage, as_stored, packed
 from feast_embeddings.models import (
     Encoder,
     HistoryBatch,
@@ -43,11 +43,11 @@ from feast_embeddings.models import (
     save_encoder,
     train,
 )
-from feast_embeddings.models.batch import Float32s
-from feast_embeddings.models.bootstrap import bootstrap
-from feast_embeddings.models.ranking import inner_products, measures, target_ranks
-from feast_embeddings.models.splits import RankingTask
-from feast_embeddings.models.tokens import latest
+from feast_embeddings.models.encoder.batch import Float32s
+from feast_embeddings.models.encoder.tokens import latest
+from feast_embeddings.models.evaluation.bootstrap import bootstrap
+from feast_embeddings.models.evaluation.ranking import inner_products, measures, target_ranks
+from feast_embeddings.models.evaluation.splits import RankingTask
 
 RESULTS = Path(__file__).parent / "results" / "compression.json"
 PREFIXES = (16, 32)

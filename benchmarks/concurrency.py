@@ -20,7 +20,7 @@ import yaml
 from feast import FeatureStore
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "materialize"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 RESULTS = ROOT / "benchmarks" / "results" / "concurrency.json"
 DOORS = ("sync", "sync", "async", "async", "matrix", "matrix", "http", "http")
 

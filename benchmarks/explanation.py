@@ -35,9 +35,9 @@ from feast_embeddings.models import (
     save_encoder,
     train,
 )
-from feast_embeddings.models.attribution import kept
-from feast_embeddings.models.bootstrap import bootstrap
-from feast_embeddings.models.tokens import latest
+from feast_embeddings.models.encoder.tokens import latest
+from feast_embeddings.models.evaluation.bootstrap import bootstrap
+from feast_embeddings.models.explanation.attribution import kept
 
 RESULTS = Path(__file__).parent / "results" / "explanation.json"
 METHODS = ("integrated_gradients", "attention", "deletion")

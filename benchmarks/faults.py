@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TESTS = ROOT / "tests" / "materialize"
+TESTS = ROOT / "tests" / "support"
 RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):

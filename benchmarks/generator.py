@@ -51,10 +51,10 @@ from feast_embeddings.models import (
     train_autoencoder,
     train_generator,
 )
-from feast_embeddings.models.autoencoder_trainer import distinct_items, where
-from feast_embeddings.models.ease import ease
-from feast_embeddings.models.evaluation import Evaluation
-from feast_embeddings.models.splits import RankingTask
+from feast_embeddings.models.autoencoder.trainer import distinct_items, where
+from feast_embeddings.models.evaluation.ease import ease
+from feast_embeddings.models.evaluation.evaluate import Evaluation
+from feast_embeddings.models.evaluation.splits import RankingTask
 
 RESULTS = Path(__file__).parent / "results" / "generator.json"
 TYPES = ["rating"]

@@ -12,8 +12,8 @@ import numpy as np
 from quality_ml1m import SECOND_US, read_sequences
 
 from feast_embeddings.models import HistoryBatch, ItemIndex
-from feast_embeddings.models.autoencoder_trainer import distinct_items, where
-from feast_embeddings.models.splits import RankingTask
+from feast_embeddings.models.autoencoder.trainer import distinct_items, where
+from feast_embeddings.models.evaluation.splits import RankingTask
 
 
 @dataclass(frozen=True)

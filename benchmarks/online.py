@@ -33,8 +33,9 @@ from online_storage import bytes_of, measure_storage
 from rich.console import Console
 from rich.table import Table
 
-from feast_embeddings.materialize import guarded_writes, read_vectors
-from feast_embeddings.materialize.script_calls import IN_FLIGHT, ScriptCalls
+from feast_embeddings.materialize import read_vectors
+from feast_embeddings.materialize.online import guarded_write
+from feast_embeddings.materialize.online.script_calls import IN_FLIGHT, ScriptCalls
 
 RESULTS = Path(__file__).parent / "results" / "online.json"
 SIZES = (1, 100, 1000)
@@ -68,11 +69,11 @@ class Recorded(ScriptCalls):
 def recording() -> Iterator[list[bytes]]:
     """The bytes of every script call inside the block, none of which reaches the server."""
     Recorded.calls = []
-    guarded_writes.ScriptCalls = Recorded  # type: ignore[misc]
+    guarded_write.ScriptCalls = Recorded  # type: ignore[misc]
     try:
         yield Recorded.calls
     finally:
-        guarded_writes.ScriptCalls = ScriptCalls  # type: ignore[misc]
+        guarded_write.ScriptCalls = ScriptCalls  # type: ignore[misc]
 
 
 def send_raw(server: Server, calls: list[bytes]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from online_sides import Server
 
-TESTS = Path(__file__).parents[1] / "tests" / "materialize"
+TESTS = Path(__file__).parents[1] / "tests" / "support"
 _PART = 250_000
 
 
@@ -84,7 +84,7 @@ def main() -> None:
     os.chdir(sys.argv[1])
     from feast import FeatureStore
 
-    from feast_embeddings.materialize.workspace import Workspace
+    from feast_embeddings.materialize.files.workspace import Workspace
 
     store = FeatureStore(".")
     end = datetime.fromtimestamp(int(sys.argv[2]) / 1_000_000, UTC)

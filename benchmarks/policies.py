@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize import Full, Hybrid, Incremental
-from feast_embeddings.materialize.backtest import Backtest, Candidate, Questions
-from feast_embeddings.materialize.frontier import Frontier, draw
+from feast_embeddings.materialize.learning.backtest import Backtest, Candidate, Questions
+from feast_embeddings.materialize.learning.frontier import Frontier, draw
 from feast_embeddings.models import (
     BASELINES,
     Encoder,
@@ -43,9 +43,9 @@ from feast_embeddings.models import (
     save_encoder,
     time_split,
 )
-from feast_embeddings.models.batch import Float32s, Int64s
-from feast_embeddings.models.splits import cut
-from feast_embeddings.models.unseen_items import UnseenItems
+from feast_embeddings.models.derived.unseen import UnseenItems
+from feast_embeddings.models.encoder.batch import Float32s, Int64s
+from feast_embeddings.models.evaluation.splits import cut
 from feast_embeddings.transformations import Behaviors, Histories
 
 Figures = dict[str, Any]

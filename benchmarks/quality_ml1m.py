@@ -44,7 +44,7 @@ from feast_embeddings.models import (
     markov_table,
     train,
 )
-from feast_embeddings.models.device import training_precision
+from feast_embeddings.models.encoder.device import training_precision
 
 DATA_VARIABLE = "FEAST_EMBEDDINGS_ML1M"
 RESULTS = Path(__file__).parent / "results" / "quality_ml1m.json"

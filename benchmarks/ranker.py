@@ -37,12 +37,12 @@ from feast_embeddings.materialize.clock import simulated, us_of
 from feast_embeddings.materialize.demo.journey import write_journey
 from feast_embeddings.materialize.demo.replay import feast_apply, make_repo
 from feast_embeddings.materialize.demo.run import training_config
-from feast_embeddings.materialize.members import BehaviorLog
-from feast_embeddings.materialize.train_job import train_declared
-from feast_embeddings.materialize.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.behavior_log import BehaviorLog
+from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.learning.train import train_declared
 from feast_embeddings.models import AdversarialTraining, AutoEncoderConfig, AutoEncoderTraining, TrainingConfig
-from feast_embeddings.models.bootstrap import Estimate, bootstrap
-from feast_embeddings.models.ranking import Ragged, measures
+from feast_embeddings.models.evaluation.bootstrap import Estimate, bootstrap
+from feast_embeddings.models.evaluation.ranking import Ragged, measures
 from feast_embeddings.transformations import Behaviors
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "applied"))

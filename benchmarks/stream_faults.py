@@ -18,7 +18,7 @@ from typing import Any
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
-TESTS = Path(__file__).parents[1] / "tests" / "materialize"
+TESTS = Path(__file__).parents[1] / "tests" / "support"
 sys.path[:0] = [str(TESTS), str(TESTS / "stream")]
 
 
@@ -69,7 +69,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    from feast_embeddings.materialize.embedded import detach
+    from feast_embeddings.materialize.online.embedded import detach
 
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         stack.callback(os.chdir, Path(__file__).parents[1])

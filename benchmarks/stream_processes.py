@@ -110,7 +110,7 @@ def work(options: argparse.Namespace) -> None:
     from feast import FeatureStore
 
     torch.set_num_threads(1)
-    from feast_embeddings.materialize.stream.stream_job import SourceOptions, make_worker
+    from feast_embeddings.materialize.stream.declared import SourceOptions, make_worker
     from feast_embeddings.materialize.stream.worker import StreamOptions
 
     os.chdir(options.folder)

@@ -1,16 +1,16 @@
 """Policies, ticks, ledger, logs, engine, and the online and offline stores."""
 
-from feast_embeddings.materialize.neighbors import Neighbors, nearest
-from feast_embeddings.materialize.online_reads import Vectors, read_vectors
-from feast_embeddings.materialize.policy import Full, Hybrid, Incremental
-from feast_embeddings.materialize.search import search
-from feast_embeddings.materialize.views import (
+from feast_embeddings.materialize.declare.policy import Full, Hybrid, Incremental
+from feast_embeddings.materialize.declare.views import (
     embed_behaviors,
     embedding_view,
     history_view,
     item_embedding_view,
     pinned,
 )
+from feast_embeddings.materialize.serving.nearest import Neighbors, nearest
+from feast_embeddings.materialize.serving.search import search
+from feast_embeddings.materialize.serving.vectors import Vectors, read_vectors
 
 __all__ = [
     "Full",

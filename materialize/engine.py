@@ -18,14 +18,20 @@ from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
 
-from feast_embeddings.materialize.activity_job import write_activity
 from feast_embeddings.materialize.clock import us_of
-from feast_embeddings.materialize.retirement import retire_in_background
-from feast_embeddings.materialize.runner import Outcome, Runner
-from feast_embeddings.materialize.stores import embedding_store
-from feast_embeddings.materialize.views import STATE, is_embedding, spec_of
-from feast_embeddings.materialize.workspace import Workspace
-from feast_embeddings.transformations.tags import ACTIVITY_KIND, BEHAVIORS_KIND, EMBEDDING_KIND, HISTORY_KIND, KIND
+from feast_embeddings.materialize.declare.views import STATE, is_embedding, spec_of
+from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.online.stores import embedding_store
+from feast_embeddings.materialize.ticks.activity import write_activity
+from feast_embeddings.materialize.ticks.runner import Outcome, Runner
+from feast_embeddings.materialize.upkeep.retire import retire_in_background
+from feast_embeddings.transformations.views.tags import (
+    ACTIVITY_KIND,
+    BEHAVIORS_KIND,
+    EMBEDDING_KIND,
+    HISTORY_KIND,
+    KIND,
+)
 
 
 class EmbeddingEngineConfig(FeastConfigBaseModel):

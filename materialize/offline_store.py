@@ -32,18 +32,18 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.saved_dataset import SavedDatasetStorage
 
-from feast_embeddings.materialize.as_served import served_space, served_vectors
-from feast_embeddings.materialize.computed import activity_at, history_at
-from feast_embeddings.materialize.embedding_log import ids_of
-from feast_embeddings.materialize.members import BehaviorLog
-from feast_embeddings.materialize.read_plan import pinned_space, ttl_us
-from feast_embeddings.materialize.retrieval import ROW, Asked, EntityRows, ServedRetrievalJob, check_names
-from feast_embeddings.materialize.views import EmbeddingSpec, spec_of
-from feast_embeddings.materialize.workspace import Workspace, embedding_specs
+from feast_embeddings.materialize.declare.views import EmbeddingSpec, spec_of
+from feast_embeddings.materialize.files.behavior_log import BehaviorLog
+from feast_embeddings.materialize.files.embedding_log import ids_of
+from feast_embeddings.materialize.files.workspace import Workspace, embedding_specs
+from feast_embeddings.materialize.retrieval.recomputed import activity_at, history_at
+from feast_embeddings.materialize.retrieval.rows import ROW, Asked, EntityRows, ServedRetrievalJob, check_names
+from feast_embeddings.materialize.retrieval.served import served_space, served_vectors
+from feast_embeddings.materialize.serving.plan import pinned_space, ttl_us
 from feast_embeddings.models import read_manifest
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations import activity_spec_of
-from feast_embeddings.transformations.tags import EMBEDDING, KIND, PREFIX
+from feast_embeddings.transformations.views.tags import EMBEDDING, KIND, PREFIX
 
 _Columns = Mapping[str, pa.ChunkedArray]
 

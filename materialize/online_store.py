@@ -26,20 +26,20 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
 
-from feast_embeddings.materialize.addresses import EMBEDDED, Address, address_of, naming
-from feast_embeddings.materialize.answers import answering, current_answer, with_sessions
-from feast_embeddings.materialize.changes import forget_all_changes
-from feast_embeddings.materialize.deletion import delete_entities, delete_view
-from feast_embeddings.materialize.embedded import client_name, embedded_server
-from feast_embeddings.materialize.fill_snapshot import SnapshotCache
-from feast_embeddings.materialize.packed import reads
-from feast_embeddings.materialize.read_plan import ManifestCache, Read, ResponseRead, RowsRead, kind_of
+from feast_embeddings.materialize.online.addresses import EMBEDDED, Address, address_of, naming
+from feast_embeddings.materialize.online.commands import reads
+from feast_embeddings.materialize.online.embedded import client_name, embedded_server
+from feast_embeddings.materialize.online.removal import delete_entities, delete_view
+from feast_embeddings.materialize.online.versions import forget_all_changes
+from feast_embeddings.materialize.serving.answer import answering, current_answer, with_sessions
+from feast_embeddings.materialize.serving.fill_copy import SnapshotCache
+from feast_embeddings.materialize.serving.plan import ManifestCache, Read, ResponseRead, RowsRead, kind_of
 from feast_embeddings.materialize.stream.push import append_pushed
 from feast_embeddings.models.errors import OnlineStoreError
-from feast_embeddings.transformations import tags
+from feast_embeddings.transformations.views import tags
 
 if TYPE_CHECKING:
-    from feast_embeddings.materialize.living_rows import LivingRows
+    from feast_embeddings.materialize.upkeep.living_rows import LivingRows
 
 Row = tuple[datetime | None, dict[str, ValueProto] | None]
 WriteRow = tuple[EntityKeyProto, dict[str, ValueProto], datetime, datetime | None]
@@ -75,7 +75,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
 
     async def initialize(self, config: RepoConfig) -> None:
         """When ``feast serve`` starts: loads the encoders that session views will answer with."""
-        from feast_embeddings.materialize.session import warm_up_quietly
+        from feast_embeddings.materialize.serving.sessions import warm_up_quietly
 
         await asyncio.to_thread(warm_up_quietly, config)
 
@@ -283,7 +283,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
     def _living(self, config: RepoConfig, table: FeatureView, data: list[WriteRow]) -> list[WriteRow]:
         if (table.tags or {}).get(tags.KIND) != tags.BEHAVIORS_KIND:
             return data
-        from feast_embeddings.materialize.living_rows import LivingRows
+        from feast_embeddings.materialize.upkeep.living_rows import LivingRows
 
         if self._rows is None or self._rows.config is not config:
             self._rows = LivingRows(config)
@@ -324,7 +324,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
 
 def _serve_sessions() -> None:
     """Make :mod:`session` the server of sessions; imported late, because it reads through this module."""
-    from feast_embeddings.materialize import session  # noqa: F401
+    from feast_embeddings.materialize.serving import sessions  # noqa: F401
 
 
 def _open(library: Any, retry: Any, address: Address, config: RedisOnlineStoreConfig) -> Any:

@@ -76,7 +76,7 @@ def test_a_source_file_keeps_the_rules_of_its_folder(path: Path) -> None:
         ("models", "def f():\n    from feast_embeddings import materialize", ["imports materialize"]),
         ("models", "import redis.asyncio", ["imports redis"]),
         ("models", "from feast import Entity", ["imports feast"]),
-        ("transformations", "import feast_embeddings.materialize.ledger", ["imports materialize"]),
+        ("transformations", "import feast_embeddings.materialize.ledger.database", ["imports materialize"]),
         ("materialize", "from feast_embeddings.feature_repo import definitions", ["imports feature_repo"]),
         ("materialize", "import transformations.contract", ["imports transformations"]),
         ("materialize", "import pickle", ["imports pickle"]),

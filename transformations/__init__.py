@@ -1,15 +1,14 @@
 """Behaviors → clean behaviors → histories → features."""
 
-from feast_embeddings.transformations.activity import ActivitySpec, activity
-from feast_embeddings.transformations.behaviors import Behaviors
-from feast_embeddings.transformations.cleaning import CleaningRules, clean
-from feast_embeddings.transformations.contract import BehaviorContract, BehaviorType
-from feast_embeddings.transformations.histories import Histories, empty_histories, extend
-from feast_embeddings.transformations.prepare import Counts, Prepared, prepare
-from feast_embeddings.transformations.quarantine import Quarantine
-from feast_embeddings.transformations.session import session_embedding_view
-from feast_embeddings.transformations.sources import read_behaviors
-from feast_embeddings.transformations.views import (
+from feast_embeddings.transformations.behaviors.cleaning import CleaningRules, clean
+from feast_embeddings.transformations.behaviors.contract import BehaviorContract, BehaviorType
+from feast_embeddings.transformations.behaviors.prepare import Counts, Prepared, prepare
+from feast_embeddings.transformations.behaviors.quarantine import Quarantine
+from feast_embeddings.transformations.behaviors.table import Behaviors
+from feast_embeddings.transformations.histories.activity import ActivitySpec, activity
+from feast_embeddings.transformations.histories.histories import Histories, empty_histories, extend
+from feast_embeddings.transformations.sources.reading import read_behaviors
+from feast_embeddings.transformations.views.declarations import (
     activity_spec_of,
     activity_view,
     behavior_source,
@@ -19,6 +18,7 @@ from feast_embeddings.transformations.views import (
     kind_of,
     rules_of,
 )
+from feast_embeddings.transformations.views.session import session_embedding_view
 
 __all__ = [
     "ActivitySpec",

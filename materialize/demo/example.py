@@ -23,14 +23,14 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize.clock import now_us
+from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.demo.replay import feast_apply
+from feast_embeddings.materialize.demo.scaffold import write_repo
 from feast_embeddings.materialize.demo.shop import EVENTS, write_shop
-from feast_embeddings.materialize.explain_job import EntityExplanation, explain_entity
-from feast_embeddings.materialize.scaffold import write_repo
-from feast_embeddings.materialize.train_job import train_declared
-from feast_embeddings.materialize.views import EmbeddingSpec
+from feast_embeddings.materialize.learning.explain import EntityExplanation, explain_entity
+from feast_embeddings.materialize.learning.train import train_declared
 from feast_embeddings.models import SequenceConfig, TrainingConfig
-from feast_embeddings.models.batch import Ids
+from feast_embeddings.models.encoder.batch import Ids
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations import BehaviorContract
 

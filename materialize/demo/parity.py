@@ -9,8 +9,8 @@ import pandas as pd
 from feast import FeatureStore
 
 from feast_embeddings.materialize.demo.reads import Rows, historical
-from feast_embeddings.materialize.workspace import Workspace, embedding_specs
-from feast_embeddings.models.batch import Int64s
+from feast_embeddings.materialize.files.workspace import Workspace, embedding_specs
+from feast_embeddings.models.encoder.batch import Int64s
 
 
 @dataclass(frozen=True)

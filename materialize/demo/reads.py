@@ -10,8 +10,8 @@ import pyarrow as pa
 from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.embedding_log import matrix_of
-from feast_embeddings.models.batch import Float32s, Int64s
+from feast_embeddings.materialize.files.embedding_log import matrix_of
+from feast_embeddings.models.encoder.batch import Float32s, Int64s
 from feast_embeddings.transformations import Behaviors
 
 FEATURES = ["user_embedding:embedding", "item_embedding:embedding"]

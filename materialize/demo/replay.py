@@ -17,16 +17,16 @@ import numpy as np
 from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import simulated, us_of
-from feast_embeddings.materialize.cutover import Cutovers
 from feast_embeddings.materialize.demo.parity import Comparison, compare
 from feast_embeddings.materialize.demo.reads import Reader
-from feast_embeddings.materialize.online_reads import Vectors, read_vectors
-from feast_embeddings.materialize.progress import progress
-from feast_embeddings.materialize.scaffold import write_repo
-from feast_embeddings.materialize.steps import CUTOVER, listening
-from feast_embeddings.materialize.stores import online_store_of
-from feast_embeddings.materialize.workspace import Workspace
-from feast_embeddings.models.batch import Int64s
+from feast_embeddings.materialize.demo.scaffold import write_repo
+from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.serving.vectors import Vectors, read_vectors
+from feast_embeddings.materialize.ticks.cutover import Cutovers
+from feast_embeddings.materialize.ticks.milestones import CUTOVER, listening
+from feast_embeddings.materialize.ticks.progress import progress
+from feast_embeddings.models.encoder.batch import Int64s
 from feast_embeddings.transformations import Behaviors
 
 START = datetime(2017, 10, 1, tzinfo=UTC)

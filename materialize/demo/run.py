@@ -22,9 +22,9 @@ from feast_embeddings.materialize.demo.ranker import RankerReport, rank
 from feast_embeddings.materialize.demo.reads import Rows, next_week
 from feast_embeddings.materialize.demo.replay import END, START, Replay, Replayer, feast_apply, make_repo
 from feast_embeddings.materialize.demo.report import Line, draw, print_summary, write_figures
-from feast_embeddings.materialize.members import BehaviorLog
-from feast_embeddings.materialize.train_job import Training, train_declared
-from feast_embeddings.materialize.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.behavior_log import BehaviorLog
+from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.learning.train import Training, train_declared
 from feast_embeddings.models import SequenceConfig, TrainingConfig
 from feast_embeddings.transformations import Behaviors
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_embeddings.materialize.demo.raw_table import RAW_SCHEMA, write_raw_table
-from feast_embeddings.models.batch import Int64s
+from feast_embeddings.models.encoder.batch import Int64s
 from feast_embeddings.models.errors import BehaviorSourceError
 
 Float64s = npt.NDArray[np.float64]

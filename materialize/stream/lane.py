@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.stream.contract import Delivery, Source, joined
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
+from feast_embeddings.materialize.stream.micro_batch import Applied, StreamTicks
 from feast_embeddings.materialize.stream.payloads import Decoded, decode
-from feast_embeddings.materialize.stream.stream_ticks import Applied, StreamTicks
+from feast_embeddings.materialize.stream.source import Delivery, Source, joined
 
 OnTick = Callable[[Applied, int], None]
 _QUEUED = 2

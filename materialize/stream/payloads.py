@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from feast_embeddings.materialize.stream.json_rows import BadPayloadError, row_of
-from feast_embeddings.models.batch import Int64s
+from feast_embeddings.models.encoder.batch import Int64s
 from feast_embeddings.models.errors import BehaviorSourceError
 from feast_embeddings.transformations import BehaviorContract
-from feast_embeddings.transformations.columns import check_columns
-from feast_embeddings.transformations.times import TIMESTAMP
+from feast_embeddings.transformations.behaviors.columns import check_columns
+from feast_embeddings.transformations.behaviors.times import TIMESTAMP
 
 MAX_BYTES: Final = 1 << 20
 MAX_ROWS: Final = 100_000

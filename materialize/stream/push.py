@@ -10,9 +10,10 @@ from typing import Any
 from feast import FeatureView
 
 from feast_embeddings.materialize.clock import us_of
-from feast_embeddings.materialize.request_metrics import PUSHED
+from feast_embeddings.materialize.serving.metrics import PUSHED
 from feast_embeddings.materialize.stream.redis_streams import agreed_partitions, append_behaviors
-from feast_embeddings.transformations import BehaviorContract, contract_of, tags
+from feast_embeddings.transformations import BehaviorContract, contract_of
+from feast_embeddings.transformations.views import tags
 
 WriteRow = tuple[Any, dict[str, Any], datetime, datetime | None]
 """As Feast has it: entity key, values by feature, event time, created time."""

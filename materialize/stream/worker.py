@@ -17,11 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from feast_embeddings.materialize.leases import Lease, held, holder
-from feast_embeddings.materialize.ledger import Ledger
-from feast_embeddings.materialize.stream.contract import Source, lane_partitions
+from feast_embeddings.materialize.ledger.database import Ledger
+from feast_embeddings.materialize.ledger.leases import Lease, held, holder
+from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.stream.lane import LaneStats, LaneWork, OnTick
-from feast_embeddings.materialize.stream.lanes import (
+from feast_embeddings.materialize.stream.metrics import StreamMetrics
+from feast_embeddings.materialize.stream.micro_batch import StreamTicks
+from feast_embeddings.materialize.stream.sharing import (
     is_paused,
     lane_name,
     lane_resource,
@@ -30,9 +32,7 @@ from feast_embeddings.materialize.stream.lanes import (
     presence,
     workers_there,
 )
-from feast_embeddings.materialize.stream.metrics import StreamMetrics
-from feast_embeddings.materialize.stream.stream_ledger import StreamLedger
-from feast_embeddings.materialize.stream.stream_ticks import StreamTicks
+from feast_embeddings.materialize.stream.source import Source, lane_partitions
 from feast_embeddings.models.errors import DeclarationError, LeaseError
 
 _STOP_S = 5.0

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from servers_fixture import BINARIES, running
-
-sys.path.insert(0, str(Path(__file__).parent))  # sources_fixture and its neighbors
-
 from sources_fixture import KafkaWorld, ParquetWorld, RedisWorld, World
 
 

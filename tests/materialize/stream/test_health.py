@@ -22,11 +22,11 @@ from servers_fixture import BINARIES, free_port, running
 from ticks_fixture import started
 from typer.testing import CliRunner
 
-from feast_embeddings.materialize.cli import app
+from feast_embeddings.materialize.cli.main import app
+from feast_embeddings.materialize.cli.watch import scrape, watch
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.stream.health import Health, health_of
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
-from feast_embeddings.materialize.stream.metrics_watch import scrape, watch
 from feast_embeddings.models.errors import DeclarationError, OnlineStoreError
 
 

@@ -14,14 +14,14 @@ from feast import FeatureStore
 from repo_fixture import HOUR, MakeRepo, SmallRepo, at, day, moment, rows, tiny_encoder
 from ticks_fixture import started
 
-from feast_embeddings.materialize import request_metrics
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.erasure import forget
-from feast_embeddings.materialize.stores import online_store_of
+from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.serving import metrics
+from feast_embeddings.materialize.stream.declared import make_worker
 from feast_embeddings.materialize.stream.payloads import decode
 from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
-from feast_embeddings.materialize.stream.stream_job import make_worker
 from feast_embeddings.materialize.stream.worker import StreamOptions
+from feast_embeddings.materialize.upkeep.erase import forget
 from feast_embeddings.transformations import contract_of
 
 PUSHED = '), push=str("behaviors"'  # closes the rules of the fixture's declaration
@@ -89,9 +89,7 @@ def test_a_push_reaches_the_stream_and_the_online_store(repo: SmallRepo) -> None
 
 
 def _pushed() -> float:
-    return (
-        request_metrics.REGISTRY.get_sample_value("feast_embeddings_pushed_behaviors_total", {"view": "behaviors"}) or 0
-    )
+    return metrics.REGISTRY.get_sample_value("feast_embeddings_pushed_behaviors_total", {"view": "behaviors"}) or 0
 
 
 def test_an_asynchronous_push_does_the_same(repo: SmallRepo) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sources_fixture import PARTITIONS, USERS, World, drain, numbers
 
-from feast_embeddings.materialize.stream.contract import (
+from feast_embeddings.materialize.stream.source import (
     Delivery,
     lane_partitions,
     partition_of,

@@ -1,0 +1,84 @@
+"""``feast-embeddings status``: encoders, generations, fills and ticks, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from feast import FeatureStore
+from rich.console import Console
+from rich.table import Table
+
+from feast_embeddings.materialize.clock import iso, now_us
+from feast_embeddings.materialize.declare.policy import describe
+from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.files.workspace import Workspace, embedding_specs
+from feast_embeddings.materialize.upkeep.retire import progress_of
+
+
+def print_status(workspace: Workspace, store: FeatureStore, console: Console | None = None) -> None:
+    """Print what is served, in which space, how old it is, and what the ticks did."""
+    console = console or Console()
+    specs = embedding_specs(store.registry, store.project)
+    if not specs:
+        console.print(f"Project {store.project!r} declares no embedding view: run `feast apply`.")
+        return
+    console.print(_encoders(workspace, specs))
+    console.print(_spaces(workspace, specs))
+    console.print(_fills(workspace, specs))
+    console.print(_ticks(workspace, specs))
+    console.print(_behaviors(workspace, specs))
+
+
+def _encoders(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
+    table = Table("encoder", "generation", "live since", "views", title="Encoders", title_justify="left")
+    views: dict[str, list[str]] = {}
+    for spec in specs:
+        views.setdefault(spec.encoder, []).append(spec.view)
+    for encoder, names in views.items():
+        live = workspace.ledger.live_generation(encoder)
+        since = iso(live.cutover_us) if live and live.cutover_us else "never"
+        table.add_row(encoder, str(live.generation) if live else "none", since, ", ".join(names))
+    return table
+
+
+def _spaces(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
+    table = Table("space", "encoder", "numeric path", "dimensions", title="Spaces", title_justify="left")
+    for encoder in sorted({spec.encoder for spec in specs}):
+        for space in workspace.ledger.spaces(encoder):
+            table.add_row(space.space, encoder, space.numeric_path, str(space.dim))
+    return table
+
+
+def _fills(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
+    table = Table("fill", "state", "rows", "vectors", "age", title="Fills", title_justify="left")
+    for spec in specs:
+        for fill in workspace.ledger.fills(view=spec.view):
+            if fill.state != "removed":
+                age = f"{max(now_us() - fill.made_us, 0) / 3_600_000_000:.1f} h"
+                size = f"{fill.rows * 4 * spec.dim / 1e6:,.1f} MB"
+                state = fill.state
+                if state == "retired":
+                    state = f"retiring, {progress_of(workspace.ledger, fill.fill):.0%} removed"
+                table.add_row(fill.fill, state, f"{fill.rows:,}", size, age)
+    return table
+
+
+def _ticks(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
+    table = Table("view", "policy", "last tick", "stands at", title="Ticks", title_justify="left")
+    for spec in specs:
+        last = workspace.ledger.last_tick(spec.view)
+        tick = f"{last.number}, {last.kind}" if last else "none"
+        table.add_row(spec.view, describe(spec.policy), tick, iso(last.end_us)[:-4] if last else "")
+    return table
+
+
+def _behaviors(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
+    names = ("read", "applied", "deduplicated", "erased")
+    table = Table("view", *names, "quarantined", title="Behaviors", title_justify="left")
+    for spec in specs:
+        if spec.tower == "user":
+            counts = workspace.ledger.counts(spec.view)
+            quarantined = sum(number for what, number in counts.items() if what.startswith("quarantined"))
+            numbers = [counts.get(what, 0) for what in names]
+            table.add_row(spec.view, *(f"{number:,}" for number in (*numbers, quarantined)))
+    return table

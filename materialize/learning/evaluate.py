@@ -1,0 +1,164 @@
+"""Evaluates what a feature repo declares, on its own behavior log: the encoder, and policies that could serve it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+from feast import FeatureStore
+
+from feast_embeddings.materialize.clock import iso, now_us
+from feast_embeddings.materialize.declare.policy import Full, Hybrid, Incremental, Policy
+from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.files.behavior_log import BehaviorLog
+from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of
+from feast_embeddings.materialize.learning.backtest import Backtest, Candidate, Questions, scheduled
+from feast_embeddings.materialize.learning.frontier import Frontier
+from feast_embeddings.materialize.learning.train import spec_of_encoder
+from feast_embeddings.models import Encoder, HistoryBatch, ItemIndex, RankingTask, SequenceEncoder, load_encoder
+from feast_embeddings.models.errors import EvaluationError
+from feast_embeddings.models.evaluation.evaluate import BASELINES, Evaluation, evaluate
+from feast_embeddings.models.evaluation.ranking import inner_products
+from feast_embeddings.models.evaluation.splits import time_split
+from feast_embeddings.transformations import Histories
+
+ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+SHARE_BEFORE = 0.9
+"""Of the behaviors, by time, that lie before the split where none is given."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a repo is asked: its log split in time.
+
+    Attributes:
+        spec: The view whose encoder and policy are evaluated.
+        encoder: As the repo declares it.
+        histories: Whole histories, one per entity.
+        task: One question before each later behavior, or a sample of them.
+        at_us: The split.
+        until_us: The end of the log that is looked at.
+    """
+
+    spec: EmbeddingSpec
+    encoder: Encoder
+    histories: HistoryBatch
+    task: RankingTask
+    at_us: int
+    until_us: int
+
+
+def asked(
+    store: FeatureStore,
+    *,
+    encoder: str | None = None,
+    at_us: int | None = None,
+    until_us: int | None = None,
+    sample: int | None = 2000,
+    filter_seen: bool = False,
+    seed: int = 0,
+) -> Question:
+    """The declared encoder, and questions from the repo's behavior log. Nothing is trained, and nothing written.
+
+    The encoder must not have learned from what is to be found: train it with ``--until`` at the split.
+
+    Args:
+        store: The feature store.
+        encoder: Its name, where several are declared.
+        at_us: The split, microseconds. Default: nine tenths of the behaviors lie before it.
+        until_us: Behaviors from then on are left out. Default: now.
+        sample: At most so many questions, drawn by ``seed``.
+        filter_seen: Whether a user's earlier items are taken out of the ranking: right where nobody repeats.
+        seed: Of the sample.
+
+    Raises:
+        DeclarationError: The repo declares no such encoder.
+        ArtifactError: It is not trained yet.
+        EvaluationError: Nothing happened before, or nothing after, the split.
+    """
+    workspace = Workspace.of(store.config)
+    spec = spec_of_encoder(store, encoder)
+    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
+    now = now_us()
+    behaviors = log.until(now if until_us is None else until_us, now)
+    if not len(behaviors):
+        raise EvaluationError(f"The behavior log of view {spec.behaviors!r} is empty before {iso(until_us or now)}.")
+    end = int(behaviors.times_us.max()) + 1
+    at = int(np.quantile(behaviors.times_us, SHARE_BEFORE)) if at_us is None else at_us
+    found = load_encoder(workspace.root / spec.artifact)
+    whole = Histories(behaviors).as_of(behaviors.entities, end, int(np.diff(behaviors.offsets).max()))
+    later = behaviors.items[behaviors.times_us >= at]
+    catalogue = ItemIndex.of(np.concatenate([found.item_ids(), later]))
+    task = time_split(whole, at, catalogue=catalogue, follow=True, sample=sample, seed=seed, filter_seen=filter_seen)
+    _, known = found.encode_items(catalogue.ids)
+    return Question(spec, found, whole, replace(task, known=known), at, end)
+
+
+def evaluate_encoder(question: Question, *, ks: tuple[int, ...] = (10,), resamples: int = 1000) -> Evaluation:
+    """The declared encoder with fresh histories, beside every baseline; unseen items are those it does not know."""
+    return evaluate(question.task, {question.spec.encoder: question.encoder}, ks=ks, resamples=resamples)
+
+
+def evaluate_policies(question: Question, *, measure: str = "ndcg@10", resamples: int = 1000) -> Frontier:
+    """Policies around the declared one, replayed from the split on; quality by the trained items.
+
+    Raises:
+        EvaluationError: The log after the split is shorter than one tick.
+    """
+    chosen = around(question.spec.policy, cached=isinstance(question.encoder, SequenceEncoder))
+    reference = chosen[0]
+    if not list(scheduled(reference.policy, question.at_us, question.until_us)):
+        raise EvaluationError(
+            f"Between the split at {iso(question.at_us)} and the log's end at {iso(question.until_us)} no tick of "
+            f"{reference.policy.every!r} is due: split earlier, with --at."
+        )
+    questions = Questions(question.task.users, question.task.histories.as_of)
+    replay = Backtest(question.histories, question.encoder, questions, question.at_us, question.until_us)
+    replayed = replay.run(chosen)
+    items, known = question.encoder.encode_items(question.task.catalogue.ids)
+    methods = {each.candidate.name: inner_products(each.vectors, items, known) for each in replayed}
+    k = int(measure.partition("@")[2] or 10)
+    found = evaluate(question.task, methods, baselines=(), ks=(k,), resamples=resamples)
+    return Frontier.of(replayed, found, reference.name, measure)
+
+
+def around(policy: Policy, *, cached: bool) -> list[Candidate]:
+    """What is worth a replay beside a declared policy; the first is the reference: every tick, whole windows, α 0."""
+    every = policy.every
+    slow = _times(every, 4)
+    arms: list[Policy] = [
+        Incremental(every),
+        *(Incremental(every, alpha=alpha) for alpha in (0.3, 0.6, 0.9)),
+        *(Incremental(every, alpha=alpha, context="new") for alpha in (0.0, *ALPHAS)),
+        *(Incremental(every, half_life=_times(every, count), context="new") for count in (1, 4, 16)),
+        Incremental(slow),
+        Full(every),
+        Full(slow),
+        Hybrid(every, alpha=0.3, context="new", full_every=slow),
+        policy,
+    ]
+    candidates = {_named(arm): Candidate(_named(arm), arm) for arm in arms}
+    if cached:
+        name = f"{_named(arms[0])}, attention cached"
+        candidates[name] = Candidate(name, arms[0], cached=True)
+    return list(candidates.values())
+
+
+def _named(policy: Policy) -> str:
+    if isinstance(policy, Full):
+        return f"Full, {policy.every}"
+    blend = f"half-life {policy.half_life}" if policy.half_life else f"α {policy.alpha or 0}"
+    full = f", full {policy.full_every}" if isinstance(policy, Hybrid) else ""
+    return f"{policy.context}, {policy.every}, {blend}{full}"
+
+
+def _times(every: str, count: int) -> str:
+    number, unit = re.fullmatch(r"([\d.]+)\s*(\w)", every).groups()  # type: ignore[union-attr]
+    return f"{float(number) * count:g}{unit}"
+
+
+def baselines_above(evaluation: Evaluation, name: str, measure: str = "ndcg@10") -> list[str]:
+    """The baselines that do better than the method, best first."""
+    value = {each: scores.estimates["all"][measure].value for each, scores in evaluation.methods.items()}
+    return sorted((each for each in BASELINES if value.get(each, 0.0) > value[name]), key=lambda each: -value[each])

@@ -1,0 +1,151 @@
+"""Leases: of a view, one job runs ticks and one refreshes. The tick number guards even where a lease fails."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from feast_embeddings.materialize.ledger.database import Ledger
+from feast_embeddings.materialize.ledger.schema import leases
+from feast_embeddings.models.errors import LeaseError
+
+LEASE_S = 60
+_POLL_S = 0.05
+
+
+class Lease:
+    """A lease on one resource, held in the ledger until it is released or has run out.
+
+    Time here is the machine's own: a replay's simulated clock must not keep a dead worker's lease alive.
+    """
+
+    def __init__(self, ledger: Ledger, resource: str, seconds: float = LEASE_S, owner: str | None = None) -> None:
+        self.ledger = ledger
+        self.resource = resource
+        self.seconds = seconds
+        self.owner = owner or new_owner()
+        self._renewed_us = 0
+
+    def acquire(self) -> None:
+        """Take the lease; raises LeaseError while another worker holds it."""
+        now = _real_us()
+        with self.ledger.transaction() as connection:
+            held = connection.execute(sa.select(leases).where(leases.c.resource == self.resource)).mappings().first()
+            if held is not None and held["expires_us"] > now and _alive(held["owner"]):
+                raise LeaseError(
+                    f"{self.resource} is being worked on by {held['owner']} until {_clock_time(held['expires_us'])}: "
+                    "wait for it to end, or stop it and run again."
+                )
+            connection.execute(sa.delete(leases).where(leases.c.resource == self.resource))
+            values = {"resource": self.resource, "owner": self.owner, "expires_us": self._expires(now)}
+            connection.execute(sa.insert(leases).values(**values))
+        self._renewed_us = now
+
+    def check(self) -> None:
+        """Renew the lease if a third of it has passed; raises LeaseError if another worker took it over."""
+        now = _real_us()
+        if now - self._renewed_us < self.seconds * 1_000_000 / 3:
+            return
+        with self.ledger.unguarded() as connection:
+            self.renew(connection)
+
+    def renew(self, connection: Connection) -> None:
+        """Renew the lease inside a transaction, which thereby fails if another worker took it over."""
+        now = _real_us()
+        renewed = connection.execute(sa.update(leases).where(*self._mine()).values(expires_us=self._expires(now)))
+        if renewed.rowcount == 0:
+            raise LeaseError(
+                f"{self.resource} was taken over by another worker: this one stops and changes nothing more."
+            )
+        self._renewed_us = now
+
+    def release(self) -> None:
+        """Give the lease back, if it is still this worker's."""
+        with self.ledger.unguarded() as connection:
+            connection.execute(sa.delete(leases).where(*self._mine()))
+
+    def _mine(self) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+        return leases.c.resource == self.resource, leases.c.owner == self.owner
+
+    def _expires(self, now: int) -> int:
+        return now + round(self.seconds * 1_000_000)
+
+
+def new_owner() -> str:
+    """A name for a holder of leases: machine, process, and something of its own."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+def holder(ledger: Ledger, resource: str) -> str | None:
+    """Who holds a lease now; None where nobody does, or nobody alive."""
+    with ledger.reading() as connection:
+        found = connection.execute(sa.select(leases).where(leases.c.resource == resource)).mappings().first()
+    free = found is None or found["expires_us"] <= _real_us() or not _alive(found["owner"])
+    return None if free or found is None else str(found["owner"])
+
+
+@contextmanager
+def held(
+    ledger: Ledger,
+    resource: str,
+    seconds: float = LEASE_S,
+    wait_s: float = 0.0,
+    owner: str | None = None,
+    on_wait: Callable[[], bool] | None = None,
+) -> Iterator[Lease]:
+    """Hold a lease for the length of a ``with`` block; raises LeaseError where another worker has it.
+
+    Inside the block every write of ``ledger`` fails with LeaseError once another worker took the lease over: a
+    worker that was asleep for longer than its lease cannot undo what the other one did meanwhile.
+    With ``wait_s``, it is waited for so many seconds: for what others hold only briefly. ``on_wait`` is called
+    between the tries, and ends the waiting with False.
+    """
+    lease = Lease(ledger, resource, seconds, owner)
+    deadline = time.monotonic() + wait_s
+    waiting = True
+    while True:
+        try:
+            lease.acquire()
+            break
+        except LeaseError:
+            if not waiting or time.monotonic() >= deadline:
+                raise
+        # one more try after a refusal to wait: the holder may have gone in between
+        waiting = on_wait is None or on_wait()
+        if waiting:
+            time.sleep(_POLL_S)
+    try:
+        with ledger.guarded(lease.renew):
+            yield lease
+    finally:
+        lease.release()
+
+
+def _real_us() -> int:
+    return round(datetime.now(UTC).timestamp() * 1_000_000)
+
+
+def _clock_time(us: int) -> str:
+    return datetime.fromtimestamp(us / 1_000_000, UTC).strftime("%H:%M:%S UTC")
+
+
+def _alive(owner: str) -> bool:
+    """Whether the owner may still run: a process of this machine that is gone holds nothing."""
+    host, pid, _ = owner.rsplit(":", 2)
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,178 @@
+"""A stream worker for what a feature repo declares: view, behavior log, encoder, and the source that is named."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from feast import FeatureStore
+
+from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.files.appended import parts_folder
+from feast_embeddings.materialize.files.behavior_log import BehaviorLog
+from feast_embeddings.materialize.files.compaction import Compaction
+from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.ledger.leases import Lease
+from feast_embeddings.materialize.ledger.offsets import StreamLedger
+from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.stream.kafka import Kafka, partitions_of
+from feast_embeddings.materialize.stream.lane import OnTick
+from feast_embeddings.materialize.stream.metrics import StreamMetrics
+from feast_embeddings.materialize.stream.micro_batch import StreamTicks
+from feast_embeddings.materialize.stream.recorded import ParquetReplay
+from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
+from feast_embeddings.materialize.stream.source import Source
+from feast_embeddings.materialize.stream.worker import StreamOptions, StreamWorker
+from feast_embeddings.models.errors import DeclarationError
+
+Kind = Literal["redis", "kafka", "parquet"]
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Where behaviors come from.
+
+    Attributes:
+        kind: ``"redis"`` (the streams of the repo's own Redis), ``"kafka"`` or ``"parquet"``.
+        brokers, topic: Of Kafka.
+        client: More of librdkafka's options.
+        path, speed: Of a file that is replayed; speed 1 is its own pace, infinity all at once.
+    """
+
+    kind: Kind = "redis"
+    brokers: str = ""
+    topic: str = ""
+    client: dict[str, Any] = field(default_factory=dict)
+    path: str = ""
+    speed: float = float("inf")
+
+
+def make_worker(
+    store: FeatureStore,
+    view: str | None = None,
+    source: SourceOptions | None = None,
+    options: StreamOptions | None = None,
+    metrics: StreamMetrics | None = None,
+    compact_every_s: float = 30.0,
+    on_tick: OnTick | None = None,
+) -> StreamWorker:
+    """A worker of one embedding view; its ``run()`` works until it is stopped.
+
+    Raises:
+        DeclarationError: There is no such view, or its behaviors cannot be appended to.
+        StreamError: The source cannot be reached.
+    """
+    source, options = source or SourceOptions(), options or StreamOptions()
+    workspace, spec = Workspace.of(store.config), user_spec(store, view)
+    log = behavior_log_of(store, workspace, spec)
+    workspace.declared_space(spec)
+    online, project = online_store_of(store), store.project
+
+    def client() -> AbstractContextManager[Any]:
+        return online.redis(store.config)
+
+    partitions = _partitions(source, spec, project, client, options)
+    options = replace(options, partitions=partitions, lanes=min(options.lanes, partitions))
+
+    def open_source(own: tuple[int, ...], after: dict[int, int], worker: str) -> Source:
+        if source.kind == "kafka":
+            return Kafka(source.brokers, source.topic, f"{project}.{spec.view}", own, after, source.client)
+        if source.kind == "parquet":
+            return ParquetReplay(source.path, log.contract, spec.view, own, partitions, after, source.speed)
+        return RedisStreams(client, project, spec.behaviors, spec.view, own, after, worker)
+
+    def make_ticks(lease: Lease, lane: str) -> StreamTicks:
+        return StreamTicks(workspace, online, store.config, spec, log, lease, lane, options.lateness_us)
+
+    compaction = compaction_of(store, workspace, spec)
+    tidy = InBackground(compaction.run, compact_every_s)
+    name = {"redis": spec.behaviors, "kafka": source.topic, "parquet": Path(source.path).name}[source.kind]
+    return StreamWorker(
+        workspace.ledger, project, spec.view, name, open_source, make_ticks, options, metrics, tidy, on_tick
+    )
+
+
+def compaction_of(store: FeatureStore, workspace: Workspace, spec: EmbeddingSpec) -> Compaction:
+    """What puts the small files of a view's stream together."""
+    folder = parts_folder(behavior_log_of(store, workspace, spec).path) or workspace.root
+    return Compaction(StreamLedger(workspace.ledger), store.project, spec.view, workspace.log(spec), folder)
+
+
+class InBackground:
+    """Runs something now and then in a thread of its own, never twice at once; what it raises is raised here later."""
+
+    def __init__(self, work: Callable[[], object], every_s: float) -> None:
+        self._work, self._every_s = work, every_s
+        self._next = time.monotonic() + every_s
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def __call__(self) -> None:
+        """To be called often."""
+        if self._error is not None:
+            raise self._error
+        if time.monotonic() < self._next or (self._thread is not None and self._thread.is_alive()):
+            return
+        self._next = time.monotonic() + self._every_s
+        self._thread = threading.Thread(target=self._guarded, daemon=True)
+        self._thread.start()
+
+    def _guarded(self) -> None:
+        try:
+            self._work()
+        except Exception as error:
+            self._error = error
+
+
+def user_spec(store: FeatureStore, view: str | None) -> EmbeddingSpec:
+    """The embedding view of that name, or the only one whose entities behave."""
+    specs = [spec for spec in embedding_specs(store.registry, store.project) if spec.tower == "user"]
+    chosen = [spec for spec in specs if view in (None, spec.view)]
+    if len(chosen) == 1:
+        return chosen[0]
+    names = ", ".join(sorted(spec.view for spec in specs)) or "none"
+    raise DeclarationError(
+        f"Project {store.project!r} declares these embedding views of behaviors: {names}. "
+        + ("Name one of them." if specs else "Declare one with embedding_view() and run `feast apply`.")
+    )
+
+
+def behavior_log_of(store: FeatureStore, workspace: Workspace, spec: EmbeddingSpec) -> BehaviorLog:
+    """The behavior log that micro-batches are appended to; raises DeclarationError where it is no folder."""
+    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
+    place = parts_folder(log.path)
+    if place is None:
+        raise DeclarationError(
+            f"The behaviors of view {spec.view!r} are in {log.path}, which is no folder: a stream appends files to its "
+            "behavior log. Move the file into a folder of its own, and name that, or folder/*.parquet, in "
+            "behavior_source(path=…)."
+        )
+    place.mkdir(parents=True, exist_ok=True)
+    others = [each for each in embedding_specs(store.registry, store.project) if each.behaviors == spec.behaviors]
+    appended = [each.view for each in others if each.view != spec.view and any(place.glob(f"stream-{each.view}-*"))]
+    if appended:
+        raise DeclarationError(
+            f"The stream of view {appended[0]!r} appends the behaviors {spec.behaviors!r} to their log already, and "
+            f"that of {spec.view!r} would append them twice: give one of them a behaviors view of its own."
+        )
+    return log
+
+
+def _partitions(
+    source: SourceOptions,
+    spec: EmbeddingSpec,
+    project: str,
+    client: Callable[[], AbstractContextManager[Any]],
+    options: StreamOptions,
+) -> int:
+    if source.kind == "kafka":
+        return partitions_of(source.brokers, source.topic, source.client)
+    if source.kind == "parquet":
+        return options.partitions
+    with client() as redis:
+        return agreed_partitions(redis, project, spec.behaviors, options.partitions)

@@ -1,0 +1,215 @@
+"""Recomputes a stream's vectors from the recorded membership of its ticks: the same bits, or something is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from feast import FeatureStore
+
+from feast_embeddings.materialize.clock import now_us
+from feast_embeddings.materialize.declare.policy import Hybrid, Incremental, blend
+from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.files.appended import TICK, erased_rows, parts_folder, parts_of, raw_rows, uncovered
+from feast_embeddings.materialize.files.behavior_log import BehaviorLog
+from feast_embeddings.materialize.files.embedding_log import ids_of, matrix_of
+from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.ledger.offsets import StreamLedger, StreamTick
+from feast_embeddings.materialize.ledger.records import RECEIVING, Fill
+from feast_embeddings.materialize.online import fills as online
+from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.stream.declared import behavior_log_of, user_spec
+from feast_embeddings.materialize.stream.payloads import raw_schema
+from feast_embeddings.models import HistoryBatch
+from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
+from feast_embeddings.models.errors import LedgerError
+from feast_embeddings.transformations import Behaviors, Histories, extend, prepare
+from feast_embeddings.transformations.behaviors.validate import validate
+from feast_embeddings.transformations.views.tags import EMBEDDING
+
+Row = tuple[int | str, bytes]
+_Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass
+class Replayed:
+    """What a replay of one fill came to.
+
+    Attributes:
+        fill: The fill.
+        ticks: Micro-batches replayed.
+        rows: Vectors computed.
+        vectors: Entity → its last vector's bytes, float32 [dim].
+        diverged: Entities whose stored vector has other bits.
+    """
+
+    fill: str
+    ticks: int = 0
+    rows: int = 0
+    vectors: dict[int | str, bytes] = field(default_factory=dict)
+    diverged: list[int | str] = field(default_factory=list)
+
+
+def replay_stream(store: FeatureStore, view: str | None = None) -> list[Replayed]:
+    """Replay the recorded ticks of a view's stream for each fill in use, and compare with what Redis holds.
+
+    A fill's state before its first micro-batch is taken from the embedding log and the behavior log; everything
+    after it is computed anew, tick by tick, with the ticks' own members, ends and targets.
+
+    Raises:
+        LedgerError: The recorded ticks and the behavior log disagree.
+    """
+    workspace, spec = Workspace.of(store.config), user_spec(store, view)
+    log = behavior_log_of(store, workspace, spec)
+    found = []
+    for fill in workspace.ledger.fills(view=spec.view, states=RECEIVING):
+        replayed = _Replay(workspace, spec, log, fill).run()
+        ids = np.array(sorted(replayed.vectors), object if spec.string_ids else np.int64)
+        stored = online.read_fill(
+            online_store_of(store), store.config, spec.view, spec.join_key, fill.fill, EMBEDDING, spec.dim, ids
+        )
+        same = (
+            vector.tobytes() == replayed.vectors[each]
+            for each, vector in zip(ids.tolist(), stored.vectors, strict=True)
+        )
+        replayed.diverged = [each for each, equal in zip(ids.tolist(), same, strict=True) if not equal]
+        found.append(replayed)
+    return found
+
+
+class _Replay:
+    def __init__(self, workspace: Workspace, spec: EmbeddingSpec, log: BehaviorLog, fill: Fill) -> None:
+        self.workspace, self.spec, self.log, self.fill = workspace, spec, log, fill
+        self.folder = parts_folder(log.path) or Path(log.path)
+        self.encoder = workspace.encoder(fill.space)
+        self.ticks = [
+            tick
+            for tick in StreamLedger(workspace.ledger).ticks(spec.view, fill.tick)
+            if fill.fill in tick.fills
+        ]  # fmt: skip
+        self.ends: dict[int | str, int] = {}
+        self.histories: dict[int | str, _Columns] = {}
+
+    def run(self) -> Replayed:
+        replayed = Replayed(self.fill.fill)
+        if not self.ticks:
+            return replayed
+        self._begin(replayed)
+        members, erased = self._members(), erased_rows(self.folder, self.spec.view)
+        for tick in self.ticks:
+            rows = members.get(tick.number)
+            expected = (tick.counts or {}).get("applied", 0) - erased[tick.number]
+            if (0 if rows is None else len(rows)) != expected:
+                raise LedgerError(
+                    f"Tick {tick.number} of view {self.spec.view!r} applied {expected} behaviors, and the behavior log "
+                    f"{self.folder} has {0 if rows is None else len(rows)} of it: restore its files."
+                )
+            if rows is not None:
+                self._tick(tick, rows, replayed)
+            replayed.ticks += 1
+        return replayed
+
+    def _begin(self, replayed: Replayed) -> None:
+        """The state before the first micro-batch: vectors from the embedding log, histories from the behavior log."""
+        first = self.ticks[0].number
+        embeddings = self.workspace.log(self.spec)
+        for path in embeddings.files():
+            table = pq.read_table(path, schema=embeddings.schema, partitioning=None)
+            table = table.filter((pc.field("fill") == self.fill.fill) & (pc.field("tick") < first))
+            for entity, vector, end in zip(
+                ids_of(table[self.spec.join_key]).tolist(),
+                matrix_of(table[EMBEDDING]),
+                table["tick_end"].cast(pa.int64()).to_pylist(),
+                strict=True,
+            ):
+                replayed.vectors[entity] = vector.tobytes()
+                self.ends[entity] = end
+        before = self._raw_before(first)
+        behaviors = prepare(self.log.living(before), self.log.contract, self.log.rules, now_us()).behaviors
+        ids = behaviors.entities
+        self._keep(ids, Histories(behaviors).as_of(ids, self.ticks[0].end_us, self.ticks[0].kept))
+
+    def _raw_before(self, first: int) -> pa.Table:
+        """Raw rows of the behavior log that no micro-batch from ``first`` on appended."""
+        return raw_rows(self.folder, self.spec.view, self.log.contract, lambda ticks: pc.less(ticks, first))
+
+    def _members(self) -> dict[int, pa.Table]:
+        """Canonical rows by tick."""
+        tables = [
+            pq.read_table(path, partitioning=None).replace_schema_metadata(None)
+            for path in uncovered(parts_of(self.folder, self.spec.view), self.spec.view)
+        ]
+        if not tables:
+            return {}
+        table = pa.concat_tables(tables).sort_by(TICK)
+        numbers, starts = np.unique(table[TICK].to_numpy(), return_index=True)
+        ends = [*starts[1:].tolist(), len(table)]
+        raw = table.select(raw_schema(self.log.contract).names)
+        return {
+            int(number): validate(raw.slice(start, end - start), self.log.contract, np.iinfo(np.int64).max).table
+            for number, start, end in zip(numbers, starts.tolist(), ends, strict=True)
+        }
+
+    def _tick(self, tick: StreamTick, rows: pa.Table, replayed: Replayed) -> None:
+        behaviors = Behaviors(rows)
+        ids = behaviors.entities
+        batch = extend(self._stored(ids, tick.end_us), ids, behaviors, tick.kept, tick.end_us)
+        policy = self._policy()
+        seen = batch if policy.context == "window" else Histories(behaviors).as_of(ids, tick.end_us, tick.kept)
+        vectors = self._blended(ids, tick, self.encoder.encode(seen), policy, replayed)
+        self._keep(ids, batch)
+        for entity, vector in zip(ids.tolist(), vectors, strict=True):
+            replayed.vectors[entity] = vector.tobytes()
+            self.ends[entity] = tick.end_us
+        replayed.rows += len(ids)
+
+    def _blended(
+        self, ids: Ids, tick: StreamTick, extracted: Float32s, policy: Incremental, replayed: Replayed
+    ) -> Float32s:
+        listed = ids.tolist()
+        found = np.array([each in replayed.vectors for each in listed], np.bool_)
+        nothing = bytes(4 * self.spec.dim)
+        old = np.frombuffer(b"".join(replayed.vectors.get(each, nothing) for each in listed), np.float32)
+        elapsed: Int64s = np.array([tick.end_us - self.ends.get(each, tick.end_us) for each in listed], np.int64)
+        return blend(old.reshape(-1, self.spec.dim), extracted, policy.alphas(elapsed), found)
+
+    def _policy(self) -> Incremental:
+        policy = self.spec.policy
+        if isinstance(policy, Hybrid):
+            return policy.incremental
+        return policy if isinstance(policy, Incremental) else Incremental()
+
+    def _keep(self, ids: Ids, batch: HistoryBatch) -> None:
+        for row, entity in enumerate(ids.tolist()):
+            part = slice(batch.offsets[row], batch.offsets[row + 1])
+            self.histories[entity] = (
+                batch.items[part], batch.behavior_types[part], batch.times[part], batch.values[part]
+            )  # fmt: skip
+
+    def _stored(self, ids: Ids, as_of_us: int) -> HistoryBatch:
+        string_items = self.log.contract.item_dtype == "string"
+        blank = (
+            np.empty(0, object if string_items else np.int64),
+            np.empty(0, np.int32),
+            np.empty(0, np.int64),
+            np.empty(0, np.float32),
+        )
+        parts = [self.histories.get(each, blank) for each in ids.tolist()]
+        lengths = [len(part[0]) for part in parts]
+        items, types, times, values = (np.concatenate([part[i] for part in parts]) for i in range(4))
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return HistoryBatch(offsets, items, types, times, values, np.full(len(ids), as_of_us, np.int64))
+
+
+def lines_of(replayed: list[Replayed]) -> Iterator[str]:
+    """For people."""
+    for each in replayed:
+        same = (
+            "bit-equal to what is served" if not each.diverged else f"{len(each.diverged):,} entities have OTHER bits"
+        )
+        yield f"{each.fill}: {each.ticks:,} micro-batches, {each.rows:,} vectors recomputed, {same}"

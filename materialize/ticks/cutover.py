@@ -1,0 +1,173 @@
+"""Cutovers: the atomic switch of an encoder's live generation, all of its views at once, and rollbacks.
+
+A cutover is recorded in the ledger, done by one command in Redis, then committed with its time. A job that stops
+in between leaves a pending generation, which the next job of the encoder finishes. What it retires stays in Redis
+until the background comes to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+from feast import RepoConfig
+from feast.infra.registry.base_registry import BaseRegistry
+
+from feast_embeddings.materialize.clock import now_us
+from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.files.embedding_log import LogStamp
+from feast_embeddings.materialize.files.workspace import Workspace, cutover_resource, encoder_specs
+from feast_embeddings.materialize.ledger.leases import Lease, held
+from feast_embeddings.materialize.ledger.records import Fill, Generation
+from feast_embeddings.materialize.online import fills as online
+from feast_embeddings.materialize.online.manifest import FillRef, Manifest
+from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
+from feast_embeddings.materialize.ticks.milestones import reached
+from feast_embeddings.models.errors import SpaceError
+
+
+class Cutovers:
+    """Switches, takes up and rolls back generations of the encoders of one feature repo."""
+
+    def __init__(
+        self, workspace: Workspace, store: EmbeddingOnlineStore, config: RepoConfig, registry: BaseRegistry
+    ) -> None:
+        self.workspace = workspace
+        self.ledger = workspace.ledger
+        self.store = store
+        self.config = config
+        self._registry = registry
+
+    def attempt(self, encoder: str, space: str) -> str:
+        """Cut over to the newest fills in ``space`` if every view of the encoder has one; says what happened."""
+        with self._alone(encoder) as lease:
+            self._finish_pending(encoder, lease)
+            return self._attempt(encoder, space, lease)
+
+    def _attempt(self, encoder: str, space: str, lease: Lease) -> str:
+        specs = self._specs(encoder)
+        chosen: dict[str, str] = {}
+        for view in specs:
+            fills = [fill for fill in self.ledger.fills(view=view, states=("ready", "live")) if fill.space == space]
+            if fills:
+                chosen[view] = fills[-1].fill
+        missing = sorted(set(specs) - set(chosen))
+        if missing:
+            return f"its fill in space {space} is ready, and waits for {', '.join(missing)} before the cutover"
+        live = self.ledger.live_generation(encoder)
+        if live is not None and dict(live.fills) == chosen:
+            return f"generation {live.generation} stays live"
+        generation = self.ledger.record_generation(encoder, chosen)
+        self._switch(generation, specs, lease)
+        return f"generation {generation.generation} of encoder {encoder!r} is live, in space {space}"
+
+    def resume(self, encoder: str) -> None:
+        """Finish a cutover that a stopped job left pending."""
+        with self._alone(encoder) as lease:
+            self._finish_pending(encoder, lease)
+
+    def rollback(self, encoder: str) -> Generation:
+        """Make the retained generation live again; the one that was live is retained.
+
+        Raises:
+            SpaceError: No generation is retained.
+            LeaseError: Another job has been cutting over for half a minute.
+        """
+        with self._alone(encoder) as lease:
+            self._finish_pending(encoder, lease)
+            return self._rollback(encoder, lease)
+
+    def _rollback(self, encoder: str, lease: Lease) -> Generation:
+        specs = self._specs(encoder)
+        retained = {fill.view: fill.fill for fill in self.ledger.fills(encoder=encoder, states=("retained",))}
+        live = self.ledger.live_generation(encoder)
+        if live is None or not retained:
+            raise SpaceError(
+                f"Encoder {encoder!r} has no retained generation to roll back to: run `feast materialize`."
+            )
+        generation = self.ledger.record_generation(encoder, {**live.fills, **retained}, rollback=True)
+        self._switch(generation, specs, lease)
+        return self.ledger.generations(encoder)[-1]
+
+    def _alone(self, encoder: str) -> AbstractContextManager[Lease]:
+        """One cutover at a time: two at once could leave the ledger with the one and Redis with the other."""
+        return held(self.ledger, cutover_resource(self.config.project, encoder), wait_s=30)
+
+    def _finish_pending(self, encoder: str, lease: Lease) -> None:
+        """A generation is finished before a later one is made, so that the ledger's last one is what Redis serves."""
+        for generation in self.ledger.generations(encoder):
+            if generation.cutover_us is None:
+                self._switch(generation, self._specs(encoder), lease)
+
+    def _switch(self, generation: Generation, specs: Mapping[str, EmbeddingSpec], lease: Lease) -> None:
+        fills = {fill.fill: fill for fill in self.ledger.fills(encoder=generation.encoder)}
+        states = _states(generation, fills)
+        reached("cutover-recorded")
+        lease.check()
+        manifest = manifest_of(generation, fills, states)
+        stored = online.read_manifest(self.store, self.config, generation.encoder)
+        if stored is None or stored.generation < generation.generation:
+            online.publish_manifest(self.store, self.config, manifest)
+        reached("cutover-switched")
+        lease.check()
+        cutover_us = now_us()
+        for name in generation.fills.values():
+            if fills[name].state == "ready":
+                self._log(specs[fills[name].view], fills[name], cutover_us)
+        reached("cutover-logged")
+        self.ledger.finish_cutover(generation, cutover_us, states)
+        for name in generation.fills.values():
+            log = self.workspace.log(specs[fills[name].view])
+            log.drop_staged(fills[name].tick, [name])
+            log.drop_caught_up(name)
+        reached("cutover-done")
+
+    def _log(self, spec: EmbeddingSpec, fill: Fill, cutover_us: int) -> None:
+        """Log the rows of a new fill as they stand now, those of the ticks that it was caught up with among them."""
+        log = self.workspace.log(spec)
+
+        def stamp(number: int) -> LogStamp:
+            tick = self.ledger.tick(spec.view, number)
+            return LogStamp(
+                fill=fill.fill,
+                space=fill.space,
+                tick=number,
+                tick_end_us=tick.end_us,
+                written_us=tick.window_start_us or cutover_us,
+                event_us=cutover_us,
+            )
+
+        log.publish_fill(stamp(fill.tick), [stamp(number) for number in log.caught_up_ticks(fill.fill)], self._renew)
+
+    def _renew(self) -> None:
+        """Renew every lease of this job, as any write to the ledger does; raises LeaseError if one was taken over."""
+        with self.ledger.transaction():
+            pass
+
+    def _specs(self, encoder: str) -> dict[str, EmbeddingSpec]:
+        return {spec.view: spec for spec in encoder_specs(self._registry, self.config.project, encoder)}
+
+
+def _states(generation: Generation, fills: Mapping[str, Fill]) -> dict[str, str]:
+    """States of an encoder's fills after a cutover: what was live until now is retained, the rest is retired."""
+    states: dict[str, str] = {}
+    for fill in fills.values():
+        live = generation.fills.get(fill.view)
+        if fill.fill == live:
+            states[fill.fill] = "live"
+        elif fill.state == "live":
+            states[fill.fill] = "retained"
+        elif fill.state == "retained" or (fill.state == "ready" and live and fill.space == fills[live].space):
+            states[fill.fill] = "retired"
+    return states
+
+
+def manifest_of(generation: Generation, fills: Mapping[str, Fill], states: Mapping[str, str]) -> Manifest:
+    """What Redis says of a generation, given its encoder's fills by name, and their states."""
+    live = {view: FillRef(name, fills[name].space) for view, name in generation.fills.items()}
+    retained: dict[str, tuple[FillRef, ...]] = {}
+    for name, state in states.items():
+        if state == "retained":
+            fill = fills[name]
+            retained[fill.view] = (*retained.get(fill.view, ()), FillRef(name, fill.space))
+    return Manifest(generation.encoder, generation.generation, live, retained)

@@ -1,0 +1,271 @@
+"""Recovery: fills an empty or replaced Redis from the logs, bit for bit as the ticks had left it, without an encoder.
+
+Vectors come from the embedding log, histories from the behavior log; the manifest comes last, so that no read sees a
+part. Every write is guarded by its tick, as the ticks' own are: a restore that was stopped is simply run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+from feast import FeatureStore
+
+from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.files.behavior_log import BehaviorLog
+from feast_embeddings.materialize.files.newest_rows import FillRowsOfTick, newest_rows
+from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.ledger.offsets import StreamLedger
+from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Generation
+from feast_embeddings.materialize.ledger.tombstones import Tombstones
+from feast_embeddings.materialize.online import fills as online
+from feast_embeddings.materialize.online.manifest import Manifest
+from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.retrieval.recomputed import histories_left
+from feast_embeddings.materialize.stream.judge import histories_left_by_stream
+from feast_embeddings.materialize.ticks.cutover import manifest_of
+from feast_embeddings.materialize.ticks.milestones import reached
+from feast_embeddings.materialize.upkeep.standstill import standstill
+from feast_embeddings.models.encoder.batch import HistoryBatch, Ids, Int64s
+from feast_embeddings.models.errors import LedgerError, OnlineStoreError
+from feast_embeddings.transformations.behaviors.ordering import concat_ids
+from feast_embeddings.transformations.views.tags import EMBEDDING
+
+
+@dataclass
+class Restored:
+    """What a restore wrote; rows that Redis held already are not counted.
+
+    Attributes:
+        rows: Fill, or history view → rows written.
+        generations: Encoder → its live generation.
+        notices: For people.
+    """
+
+    rows: dict[str, int] = field(default_factory=dict)
+    generations: dict[str, int] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+
+def restore(store: FeatureStore) -> Restored:
+    """Fill Redis with what the ledger says is live, retained or ready, and publish the live generations.
+
+    Reads afterwards are bit-equal to what they were, and so are the ticks that follow, as long as the behavior table
+    still holds what those before had read. Other views of the repo are not restored: materialize them anew. Can be
+    repeated, and taken up after a stop.
+
+    Raises:
+        LeaseError: A job works on one of the views.
+        OnlineStoreError: Redis cannot be reached, or holds something that the ledger does not know.
+        LedgerError: The embedding log has lost a fill.
+    """
+    workspace, restored = Workspace.of(store.config), Restored()
+    specs = embedding_specs(store.registry, store.project)
+    for encoder in sorted({spec.encoder for spec in specs}):
+        own = [spec for spec in specs if spec.encoder == encoder]
+        with standstill(workspace, store.project, own) as still_ours:
+            _Restore(store, workspace, own, restored, still_ours).run()
+    if not specs:
+        restored.notices.append(f"project {store.project!r} declares no embedding view: nothing to restore")
+    elif restored.generations:
+        restored.notices.append("activity and other views are not restored: run `feast materialize` for them")
+    return restored
+
+
+class _Restore:
+    """The restore of one encoder's views."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        workspace: Workspace,
+        specs: Sequence[EmbeddingSpec],
+        restored: Restored,
+        still_ours: Callable[[], None],
+    ) -> None:
+        self.workspace, self.ledger = workspace, workspace.ledger
+        self.online, self.config, self.registry = online_store_of(store), store.config, store.registry
+        self.specs, self.restored, self.still_ours = specs, restored, still_ours
+        self.encoder = specs[0].encoder
+        self._stamps: dict[int, tuple[int, int]] = {}  # tick → its end, and the start of its online write
+
+    def run(self) -> None:
+        """Vectors, then histories, then the manifest."""
+        live = self.ledger.live_generation(self.encoder)
+        if live is None:
+            self.restored.notices.append(f"encoder {self.encoder!r} has never been live: nothing to restore")
+            return
+        manifest = self._manifest(live)
+        stored = self._stored(manifest)
+        for spec in self.specs:
+            ids, ticks = self._vectors(spec)
+            if spec.tower == "user":
+                self._histories(spec, ids, ticks)
+        reached("restored-rows")
+        if stored is None or stored.generation < live.generation:
+            online.publish_manifest(self.online, self.config, manifest)
+        self.restored.generations[self.encoder] = live.generation
+
+    # ── what Redis holds already ─────────────────────────────────────────────────────────────────────────
+
+    def _manifest(self, live: Generation) -> Manifest:
+        fills = {fill.fill: fill for fill in self.ledger.fills(encoder=self.encoder)}
+        return manifest_of(live, fills, {name: fill.state for name, fill in fills.items()})
+
+    def _stored(self, manifest: Manifest) -> Manifest | None:
+        """The manifest in Redis: none, an older one, the same, or that of a cutover still to be finished."""
+        stored = online.read_manifest(self.online, self.config, self.encoder)
+        if stored is None or stored.generation < manifest.generation or stored == manifest:
+            return stored
+        pending = [each for each in self.ledger.generations(self.encoder) if each.cutover_us is None]
+        if any(each.generation == stored.generation for each in pending):
+            return stored
+        raise OnlineStoreError(
+            f"Redis serves generation {stored.generation} of encoder {self.encoder!r}, and by the ledger it would be "
+            f"generation {manifest.generation}: this Redis is newer, or another ledger's. Bring back the ledger that "
+            "belongs to it, or connect an empty Redis."
+        )
+
+    def _check_known(self, spec: EmbeddingSpec, rows: FillRowsOfTick) -> None:
+        """Rows that are there already are of ticks that the ledger recorded."""
+        there = online.read_fill(
+            self.online, self.config, spec.view, spec.join_key, rows.fill, EMBEDDING, spec.dim, rows.ids
+        )
+        known, _ = self.ledger.newest(spec.view)
+        if int(there.tick.max(initial=0)) > known:
+            raise OnlineStoreError(
+                f"Redis holds rows of tick {int(there.tick.max())} of view {spec.view!r}, and the ledger's last one is "
+                f"{known}: this Redis is newer. Bring back the ledger that belongs to it, or connect an empty Redis."
+            )
+
+    # ── vectors ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _vectors(self, spec: EmbeddingSpec) -> tuple[Ids, Int64s]:
+        """Restore every fill; the entities [n] of the view, and the last tick of each, int64 [n]."""
+        fills = self.ledger.fills(view=spec.view, states=RECEIVING)
+        parts: list[Ids] = [np.empty(0, object if spec.string_ids else np.int64)]
+        ticks, found = [np.empty(0, np.int64)], set()
+        for rows in self._rows(spec, fills):
+            written = online.write_fill(
+                self.online,
+                self.config,
+                view_name=spec.view,
+                join_key=spec.join_key,
+                fill=rows.fill,
+                feature=EMBEDDING,
+                tick=rows.tick,
+                tick_end_us=rows.tick_end_us,
+                event_time_us=rows.written_us,
+                ids=rows.ids,
+                vectors=rows.vectors,
+                on_chunk=self._on_chunk,
+                storage=spec.storage,
+            )
+            if written < len(rows.ids):
+                self._check_known(spec, rows)
+            self._count(rows.fill, written)
+            found.add(rows.fill)
+            self._stamps[rows.tick] = (rows.tick_end_us, rows.written_us)
+            parts.append(rows.ids)
+            ticks.append(np.full(len(rows.ids), rows.tick, np.int64))
+        self._check_found(spec, fills, found)
+        return _last_of_each(concat_ids(parts), np.concatenate(ticks))
+
+    def _rows(self, spec: EmbeddingSpec, fills: Sequence[Fill]) -> Iterator[FillRowsOfTick]:
+        log = self.workspace.log(spec)
+        yield from newest_rows(log, [fill.fill for fill in fills])
+        for fill in fills:
+            # the rows a fill was made with are in the log only from its cutover on; later ticks stand over them
+            for number in [fill.tick, *log.caught_up_ticks(fill.fill)] if fill.state == "ready" else []:
+                own = number == fill.tick
+                staged = log.staged(fill.fill, number) if own else log.caught_up(fill.fill, number)
+                if staged is not None:
+                    tick = self.ledger.tick(spec.view, number)
+                    yield FillRowsOfTick(fill.fill, number, tick.end_us, tick.window_start_us or 0, *staged)
+
+    def _check_found(self, spec: EmbeddingSpec, fills: Sequence[Fill], found: set[str]) -> None:
+        erased = Tombstones(self.ledger, spec.join_key).marks().num_rows
+        for fill in fills:
+            if fill.fill not in found and fill.rows > erased:
+                raise LedgerError(
+                    f"Fill {fill.fill} of view {spec.view!r} should hold {fill.rows:,} rows, and the log under "
+                    f"{self.workspace.log(spec).folder} has none of them: restore that folder, or run `feast "
+                    "materialize` for a full refresh."
+                )
+
+    # ── histories ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _histories(self, spec: EmbeddingSpec, ids: Ids, numbers: Int64s) -> None:
+        """Restore the history of every entity as its last tick, ``numbers`` int64 [n], had left it."""
+        self.restored.rows.setdefault(spec.history, 0)
+        if not len(ids):
+            return
+        source = BehaviorLog.of(
+            behaviors_of(self.registry, self.config.project, spec), self.workspace.root, self.ledger
+        )
+        ticks, pending = self.ledger.applied_ticks(spec.view), self.ledger.open_tick(spec.view, "incremental")
+        if pending is not None:  # it may stand in the log, if only its last step was missing
+            ticks.append(pending)
+        by_batch = np.isin(numbers, [tick.number for tick in ticks])
+        self._histories_of_stream(spec, source, ids[~by_batch], numbers[~by_batch])
+        ids, numbers = ids[by_batch], numbers[by_batch]
+        if not len(ids):
+            return
+        kept = {tick.number: tick.kept or 1 for tick in ticks}
+        index = np.searchsorted(np.array([tick.number for tick in ticks], np.int64), numbers)
+        for queries, batch, _ in histories_left(source, ticks, kept, ids, index):
+            for at in np.unique(index[queries]):
+                rows = np.flatnonzero((index[queries] == at) & (batch.lengths > 0))
+                stamp = ticks[at].number, ticks[at].end_us, ticks[at].window_start_us or 0
+                self._write_history(spec, source, stamp, ids[queries[rows]], batch.take(rows))
+
+    def _histories_of_stream(self, spec: EmbeddingSpec, source: BehaviorLog, ids: Ids, numbers: Int64s) -> None:
+        """Restore histories whose last tick was a micro-batch of the view's stream."""
+        if not len(ids):
+            return
+        stream = StreamLedger(self.ledger)
+        spaces = {fill.space for fill in self.ledger.fills(view=spec.view, states=RECEIVING)}
+        kept = {tick.number: tick.kept for tick in stream.ticks(spec.view)}
+        length = max(kept.values(), default=0) or max(self.workspace.encoder(space).context for space in spaces)
+        ends = np.array([self._stamps[number][0] for number in numbers.tolist()], np.int64)
+        unfinished = [tick.number for tick in stream.open_ticks(spec.view) if tick.number not in self._stamps]
+        batch = histories_left_by_stream(source, spec.view, unfinished, ids, ends, length)
+        for number in np.unique(numbers).tolist():
+            rows = np.flatnonzero((numbers == number) & (batch.lengths > 0))
+            self._write_history(spec, source, (number, *self._stamps[number]), ids[rows], batch.take(rows))
+
+    def _write_history(
+        self, spec: EmbeddingSpec, source: BehaviorLog, stamp: tuple[int, int, int], ids: Ids, batch: HistoryBatch
+    ) -> None:
+        """Write histories [n] of one tick: its number, its end, and the start of its online write."""
+        written = online.write_history(
+            self.online,
+            self.config,
+            view_name=spec.history,
+            join_key=spec.join_key,
+            tick=stamp[0],
+            tick_end_us=stamp[1],
+            event_time_us=stamp[2],
+            ids=ids,
+            batch=batch,
+            item_dtype=source.contract.item_dtype,
+            on_chunk=self._on_chunk,
+        )
+        self._count(spec.history, written)
+
+    def _count(self, name: str, written: int) -> None:
+        self.restored.rows[name] = self.restored.rows.get(name, 0) + written
+
+    def _on_chunk(self, _rows: int) -> None:
+        reached("restored-chunk")
+        self.still_ours()
+
+
+def _last_of_each(ids: Ids, ticks: Int64s) -> tuple[Ids, Int64s]:
+    """Each entity once, with the largest of its ticks."""
+    unique, owner = np.unique(ids, return_inverse=True)
+    last = np.zeros(len(unique), np.int64)
+    np.maximum.at(last, owner, ticks)
+    return cast(Ids, unique), last

@@ -1,0 +1,233 @@
+"""The autoencoder: a history as a bag of items, squeezed into a code from which the bag can be told again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from feast_embeddings.models.autoencoder.bags import Bagger, Bags
+from feast_embeddings.models.encoder.artifact import register_encoder
+from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids
+from feast_embeddings.models.encoder.device import choose_device, numeric_path
+from feast_embeddings.models.encoder.preprocessing import ItemIndex
+from feast_embeddings.models.encoder.protocol import Bools, EncoderState, space_of
+from feast_embeddings.models.encoder.tokens import latest
+from feast_embeddings.models.errors import DeclarationError
+
+Activation = Literal["linear", "relu", "softsign"]
+
+# Histories per chunk: every matrix product has the same shape whatever the batch, because one of another shape
+# may add in another order. Small enough on a CPU for one history to be quick.
+_CHUNK_ROWS = {"cpu": 64, "mps": 256, "cuda": 1024}
+
+
+@dataclass(frozen=True, slots=True)
+class AutoEncoderConfig:
+    """Architecture of an `AutoEncoder`."""
+
+    dim: int = 64  # of a served vector; its last component carries the items' biases, the rest is the code
+    context: int = 1000  # behaviors looked at; the bag forgets their order, so many are cheap
+    hidden: tuple[int, ...] = ()  # widths between bag and code; none: the code is linear in the bag, and hard to beat
+    activation: Activation = "linear"  # after each layer, the code's too; these three round alike in vector and scalar
+    stacked: bool = False  # columns of its own for each behavior type, or one per item with the types weighted
+    half_life_days: float | None = None  # of a behavior's weight; None: age does not matter
+    normalize: bool = False  # bags brought to length 1, as the likelihood variants want them
+    logits: bool = False  # what the decoder tells: a bag, or the logits of a multinomial over its items
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that cannot be built."""
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if (
+            self.dim < 2
+            or min(self.context, *self.hidden, 1) < 1
+            or self.activation not in ("linear", "relu", "softsign")
+        ):
+            raise DeclarationError(
+                f"{self} cannot be built: dim is 2 or more, the other sizes are positive, "
+                "and the activation is linear, relu or softsign."
+            )
+
+
+@register_encoder("autoencoder")
+class AutoEncoder(nn.Module):
+    """An `Encoder`: the code of a history's bag, and for an item the decoder's column.
+
+    The decoder is one linear layer, so the inner product of a history's vector and an item's is exactly the weight
+    that the reconstruction gives the item: vectors of histories end in 1, those of items in the item's bias. With
+    stacked behavior types an item's vector is the weighted sum of its columns. A history of unknown items alone gets
+    the code of the empty bag; only a history without behaviors gets zeros.
+
+    Args:
+        config: Architecture.
+        behavior_types: Names behind the behavior-type codes.
+        items: The known items.
+        type_weights: Weight of each type in the bag; a type of weight 0 leaves no trace.
+    """
+
+    kind = "autoencoder"
+
+    def __init__(
+        self,
+        config: AutoEncoderConfig,
+        behavior_types: tuple[str, ...],
+        items: ItemIndex,
+        type_weights: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.items, self.behavior_types = config, items, behavior_types
+        weights = (1.0,) * len(behavior_types) if type_weights is None else tuple(type_weights)
+        if len(weights) != len(behavior_types):
+            raise DeclarationError(f"{len(behavior_types)} behavior types have {len(weights)} weights: give one each.")
+        self.bagger = Bagger(items, weights, config.stacked, config.half_life_days)
+        widths = (*config.hidden, config.dim - 1)
+        self.bag_table = nn.EmbeddingBag(max(self.bagger.size, 1), widths[0], mode="sum")  # first layer, sparse inputs
+        self.bag_bias = nn.Parameter(torch.zeros(widths[0]))
+        self.layers = nn.ModuleList(nn.Linear(below, above) for below, above in pairwise(widths))
+        self.decoder = nn.Linear(config.dim - 1, max(self.bagger.size, 1))
+        self._space: tuple[tuple[tuple[int, int], ...], str] | None = None
+        self._initialize()
+
+    def _initialize(self) -> None:
+        nn.init.xavier_normal_(self.bag_table.weight)
+        nn.init.xavier_normal_(self.decoder.weight)
+        nn.init.normal_(self.decoder.bias, std=1e-3)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.config.dim
+
+    @property
+    def context(self) -> int:
+        """Behaviors a vector depends on, at most."""
+        return self.config.context
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.weight.device
+
+    @property
+    def numeric_path(self) -> str:
+        """Device and dtype of ``encode``: always float32, the work is a sum of few rows."""
+        return numeric_path(self.device, "float32")
+
+    @property
+    def space(self) -> str:
+        """Identity of the vector space; computed again only after a weight was changed in place."""
+        versions = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
+        if self._space is None or self._space[0] != versions:
+            self._space = (versions, space_of(self.state()))
+        return self._space[1]
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Codes (B, dim − 1) of dense bags (B, C): the path of training."""
+        return self._above(F.linear(rows, self.bag_table.weight.T))
+
+    def reconstruct(self, codes: torch.Tensor) -> torch.Tensor:
+        """Bags (B, C) of codes (B, dim − 1); with ``config.logits``, logits."""
+        bags: torch.Tensor = self.decoder(codes)
+        return bags
+
+    def bags(self, batch: HistoryBatch) -> Bags:
+        """What the encoder looks at: bags of the last ``context`` behaviors, as they enter the first layer."""
+        bags = self.bagger.bags(latest(batch, self.context))
+        return bags.normalized() if self.config.normalize else bags
+
+    def encode(self, batch: HistoryBatch) -> Float32s:
+        """Vectors of histories, float32 [B, dim]: code and 1, zeros where there are no behaviors.
+
+        On one machine a vector is bit for bit the same in every batch, order and neighborhood. Memory is bounded by
+        the chunk, not by the catalogue.
+        """
+        bags = self.bags(batch)
+        vectors = np.zeros((len(batch), self.dim), np.float32)
+        filled = np.flatnonzero(batch.lengths > 0)
+        size = _CHUNK_ROWS[self.device.type]
+        with torch.inference_mode():
+            for start in range(0, len(filled), size):
+                rows = filled[start : start + size]
+                vectors[rows, :-1] = self._codes(bags.take(rows), size)
+                vectors[rows, -1] = 1.0
+        return vectors
+
+    def _codes(self, bags: Bags, size: int) -> Float32s:
+        """Codes of up to ``size`` bags, computed as ``size`` bags of which the last may be empty."""
+        starts = np.full(size, len(bags.columns))
+        starts[: len(bags)] = bags.offsets[:-1]
+        summed = F.embedding_bag(
+            torch.from_numpy(bags.columns).to(self.device),
+            self.bag_table.weight,
+            torch.from_numpy(starts).to(self.device),
+            mode="sum",
+            per_sample_weights=torch.from_numpy(bags.weights).to(self.device),
+        )  # (size, width)
+        codes: Float32s = self._above(summed)[: len(bags)].cpu().numpy()
+        return codes
+
+    def _above(self, summed: torch.Tensor) -> torch.Tensor:
+        """From the sums of the first layer (B, width) to codes (B, dim − 1)."""
+        code = _activated(summed + self.bag_bias, self.config.activation)
+        for layer in self.layers:
+            code = _activated(layer(code), self.config.activation)
+        return code
+
+    def encode_items(self, items: Ids) -> tuple[Float32s, Bools]:
+        """Columns of the decoder and biases, float32 [n, dim], and which ids are known, bool [n]; others are zero."""
+        rows = self.items.rows(items)
+        known = rows > 0
+        vectors = np.zeros((len(items), self.dim), np.float32)
+        vectors[known] = self._item_vectors()[rows[known] - 1]
+        return vectors, known
+
+    def _item_vectors(self) -> Float32s:
+        with torch.inference_mode():
+            columns = torch.cat([self.decoder.weight, self.decoder.bias[:, None]], dim=1)  # (C, dim)
+            vectors: Float32s = self.bagger.per_item(columns).cpu().numpy()
+        return vectors
+
+    def item_ids(self) -> Ids:
+        """Raw ids of the known items."""
+        return self.items.ids
+
+    def state(self) -> EncoderState:
+        """What an artifact stores."""
+        return EncoderState(
+            kind=self.kind,
+            config={"architecture": _as_json(self.config), "type_weights": list(self.bagger.type_weights)},
+            behavior_types=self.behavior_types,
+            dim=self.dim,
+            context=self.context,
+            tensors=dict(self.state_dict()),
+            item_ids=self.items.ids,
+        )
+
+    @classmethod
+    def from_state(
+        cls, state: EncoderState, device: str | torch.device | None = None, precision: str | None = None
+    ) -> Self:
+        """The encoder of a stored state, in evaluation mode; it runs in float32 whatever ``precision`` says."""
+        encoder = cls(
+            AutoEncoderConfig(**state.config["architecture"]),
+            state.behavior_types,
+            ItemIndex(state.item_ids),
+            tuple(state.config["type_weights"]),
+        )
+        encoder.load_state_dict(state.tensors)
+        return encoder.to(choose_device(device)).eval()
+
+
+def _activated(x: torch.Tensor, activation: Activation) -> torch.Tensor:
+    if activation == "relu":
+        return F.relu(x)
+    return F.softsign(x) if activation == "softsign" else x
+
+
+def _as_json(config: AutoEncoderConfig) -> dict[str, Any]:
+    return {**asdict(config), "hidden": list(config.hidden)}

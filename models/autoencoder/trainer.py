@@ -1,0 +1,256 @@
+"""One training run of an autoencoder: its data, its weights, and what an epoch does to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from rich.progress import Progress
+from torch import nn
+
+from feast_embeddings.models.autoencoder.config import AutoEncoderTraining
+from feast_embeddings.models.autoencoder.model import AutoEncoder
+from feast_embeddings.models.encoder.batch import HistoryBatch, Int64s
+from feast_embeddings.models.encoder.device import autocast, to_device, training_precision
+from feast_embeddings.models.encoder.preprocessing import ItemIndex
+from feast_embeddings.models.errors import BehaviorSourceError
+from feast_embeddings.models.evaluation.ranking import Ragged, evaluate_ranking, inner_products
+from feast_embeddings.models.sequence.trainer import EpochReport
+
+_VALIDATION = 1 << 32  # seeds of epochs stay below
+
+
+class AutoEncoderTrainer:
+    """Weights, their running average and the optimizer, on one set of histories.
+
+    Args:
+        config: Architecture and training.
+        histories: One per entity.
+        held_out: What validation is to find again, of the same entities; None: a random share of ``histories``.
+        behavior_types: Names behind the codes.
+        type_weights: Weight of each.
+        device: To train on.
+    """
+
+    model_class: type[AutoEncoder] = AutoEncoder
+
+    def __init__(
+        self,
+        config: AutoEncoderTraining,
+        histories: HistoryBatch,
+        held_out: HistoryBatch | None,
+        behavior_types: tuple[str, ...],
+        type_weights: tuple[float, ...],
+        device: torch.device,
+    ) -> None:
+        self.config, self.device = config, device
+        self.precision = training_precision(device)
+        if held_out is None:
+            histories, held_out = split_behaviors(histories, config.validation_share, config.seed)
+        _check(histories, held_out)
+        index = ItemIndex.of(histories.items, config.min_item_count)
+        with torch.random.fork_rng(devices=cuda_indexes(device)):
+            torch.manual_seed(config.seed)
+            self.model = self.model_class(config.encoder, behavior_types, index, type_weights).to(device)
+            width = config.encoder.dim - 1
+            self.log_variance = nn.Linear(width, width).to(device) if config.variational else None
+        self.targets = self.model.bagger.bags(histories)
+        self.rows = np.flatnonzero(np.diff(self.targets.offsets) > 0)
+        if not len(self.rows):
+            raise BehaviorSourceError(
+                "No history holds a known item of a type with a weight, so there is nothing to learn from: "
+                "lower min_item_count, or weigh other types."
+            )
+        self.validation = self._validation_part(histories, held_out)
+        self.average = deepcopy(self.model).eval().requires_grad_(requires_grad=False)
+        self.best = deepcopy(self.average)
+        learned = [*self.model.parameters(), *(self.log_variance.parameters() if self.log_variance else ())]
+        self.optimizer = torch.optim.AdamW(learned, config.learning_rate, weight_decay=config.weight_decay)
+        self.reports: list[EpochReport] = []
+        self.best_epoch = self.steps = self.epochs = 0
+
+    def epoch(self, deadline: float, advance: Callable[[float], None]) -> bool:
+        """Trains one epoch, and validates where it is due; False if the deadline (`time.monotonic`) cut it short."""
+        started = time.monotonic()
+        self.epochs += 1
+        generator = np.random.default_rng([self.config.seed, self.epochs])
+        order = generator.permutation(self.rows)
+        starts = range(0, len(order), self.config.batch_entities)
+        losses = []
+        with torch.random.fork_rng(devices=cuda_indexes(self.device)):
+            torch.manual_seed(int(generator.integers(_VALIDATION)))
+            for start in starts:
+                losses.append(self.step(order[start : start + self.config.batch_entities]))
+                advance(len(losses) / len(starts))
+                if time.monotonic() > deadline:
+                    break
+        whole = len(losses) == len(starts)
+        last = self.epochs >= self.config.max_epochs or time.monotonic() > deadline
+        if self.epochs % self.config.validate_every == 0 or last:
+            self._report(float(torch.stack(losses).mean()), started)
+        return whole
+
+    def step(self, rows: Int64s) -> torch.Tensor:
+        """One batch of entities: loss, gradients, AdamW, running average. Returns the loss, on the device."""
+        self.model.train()
+        target = self.dense(rows)
+        with autocast(self.device, self.precision):
+            code = self.model(self.corrupted(target))  # (B, dim − 1)
+        loss = self.loss(code.float(), target)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self._average()
+        return loss.detach()
+
+    def dense(self, rows: Int64s) -> torch.Tensor:
+        """Bags (B, C) of a batch of entities, on the device."""
+        return to_device(self.targets.take(rows).dense(), self.device)
+
+    def corrupted(self, target: torch.Tensor) -> torch.Tensor:
+        """What the encoder gets to see of bags (B, C)."""
+        seen = F.normalize(target) if self.config.encoder.normalize else target
+        return F.dropout(seen, self.config.corruption) if self.config.corruption else seen
+
+    def loss(self, code: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Mean over the batch of the objective, see `AutoEncoderTraining`; code (B, dim − 1), target (B, C)."""
+        config = self.config
+        if self.log_variance is not None:
+            log_variance = self.log_variance(code)
+            divergence = -0.5 * (1 + log_variance - code.square() - log_variance.exp()).sum(dim=1).mean()
+            penalty = config.kl * min(1.0, self.steps / max(1, config.kl_steps)) * divergence
+            code = code + torch.randn_like(code) * (0.5 * log_variance).exp()
+        else:
+            penalty = config.penalty * code.square().sum(dim=1).mean()
+        with autocast(self.device, self.precision):
+            told = self.model.reconstruct(code)
+        fit = reconstruction_loss(told.float(), target, logits=config.encoder.logits)
+        total: torch.Tensor = fit + penalty
+        return total
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        self.steps += 1
+        decay = min(self.config.average_decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+
+    def _report(self, loss: float, started: float) -> None:
+        scores = self._validate()
+        hr10, ndcg10 = scores or (None, None)
+        known = [report.ndcg10 for report in self.reports if report.ndcg10 is not None]
+        if ndcg10 is None or not known or ndcg10 > max(known):
+            self.best_epoch = self.epochs
+            self.best.load_state_dict(self.average.state_dict())
+        self.reports.append(EpochReport(self.epochs, loss, hr10, ndcg10, time.monotonic() - started))
+
+    def _validation_part(self, histories: HistoryBatch, held_out: HistoryBatch) -> tuple[HistoryBatch, Ragged] | None:
+        """Histories of the entities that validation ranks for, and the columns it is to find; None without any."""
+        bags = self._item_bags(held_out)
+        able = np.flatnonzero((np.diff(bags.offsets) > 0) & (histories.lengths > 0))
+        count = min(self.config.validation_entities, len(able))
+        if count == 0:
+            return None
+        chosen = np.sort(np.random.default_rng([self.config.seed, _VALIDATION]).choice(able, count, replace=False))
+        lengths = np.diff(bags.offsets)[chosen]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        flat = np.repeat(bags.offsets[:-1][chosen] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return histories.take(chosen), Ragged(offsets, bags.rows[flat])
+
+    def _item_bags(self, histories: HistoryBatch) -> Ragged:
+        """Distinct known items per history, as rows 0 … V − 1."""
+        return distinct_items(histories, self.model.items)
+
+    def _validate(self) -> tuple[float, float] | None:
+        """HR@10 and NDCG@10 of the averaged weights on the held-out behaviors, all items ranked."""
+        if self.validation is None:
+            return None
+        histories, targets = self.validation
+        items = self.average.encode_items(self.average.item_ids())[0]
+        seen = self._item_bags(histories) if self.config.filter_seen else None
+        scorer = inner_products(self.average.encode(histories), items)
+        scores = evaluate_ranking(scorer, len(items), targets, seen, ks=(10,))
+        return scores.hr[10], scores.ndcg[10]
+
+
+def reconstruction_loss(told: torch.Tensor, target: torch.Tensor, *, logits: bool) -> torch.Tensor:
+    """Mean over B bags (B, C) of Σ (x − x̂)², or of −Σ x · log softmax(x̂)."""
+    if logits:
+        return -(target * F.log_softmax(told, dim=1)).sum(dim=1).mean()
+    return (target - told).square().sum(dim=1).mean()
+
+
+def split_behaviors(histories: HistoryBatch, share: float, seed: int) -> tuple[HistoryBatch, HistoryBatch]:
+    """A random split of each entity's behaviors by item: those kept, and about ``share`` held out."""
+    rng = np.random.default_rng([seed, _VALIDATION + 1])
+    owner = np.repeat(np.arange(len(histories)), histories.lengths)
+    pairs = np.unique(histories.items, return_inverse=True)[1].reshape(-1) + owner * (len(histories.items) + 1)
+    _, pair = np.unique(pairs, return_inverse=True)
+    out = (rng.random(pair.max(initial=-1) + 1) < share)[pair.reshape(-1)]
+    return where(histories, ~out), where(histories, out)
+
+
+def where(histories: HistoryBatch, kept: np.ndarray) -> HistoryBatch:
+    """The same histories with only the behaviors that are ``kept``: bool [N]."""
+    owner = np.repeat(np.arange(len(histories)), histories.lengths)
+    lengths = np.bincount(owner[kept], minlength=len(histories))
+    return HistoryBatch(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        items=histories.items[kept],
+        behavior_types=histories.behavior_types[kept],
+        times=histories.times[kept],
+        values=histories.values[kept],
+        as_of=histories.as_of,
+    )
+
+
+def distinct_items(histories: HistoryBatch, index: ItemIndex) -> Ragged:
+    """Distinct known items of each history, as rows 0 … V − 1."""
+    owner = np.repeat(np.arange(len(histories)), histories.lengths)
+    rows = index.rows(histories.items)
+    pairs = np.unique(owner[rows > 0] * max(len(index), 1) + rows[rows > 0] - 1)
+    owner, rows = np.divmod(pairs, max(len(index), 1))
+    return Ragged(np.searchsorted(owner, np.arange(len(histories) + 1)).astype(np.int64), rows)
+
+
+def run_epochs(trainer: AutoEncoderTrainer, *, progress: bool) -> str:
+    """Epochs until a limit, which it returns by name."""
+    config = trainer.config
+    deadline = np.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
+    with Progress(disable=not progress) as bar:
+        task = bar.add_task("training", total=config.max_epochs)
+        while trainer.epochs < config.max_epochs:
+            done = trainer.epochs
+            whole = trainer.epoch(float(deadline), lambda share, done=done: bar.update(task, completed=done + share))  # type: ignore[misc]
+            report = trainer.reports[-1] if trainer.reports else None
+            if report is not None and report.ndcg10 is not None:
+                bar.update(
+                    task, description=f"epoch {report.epoch}, loss {report.loss:.3f}, NDCG@10 {report.ndcg10:.4f}"
+                )
+            if not whole or time.monotonic() > deadline:
+                return "max_minutes"
+            if trainer.validation is not None and stalled(trainer):
+                return "patience"
+    return "max_epochs"
+
+
+def stalled(trainer: AutoEncoderTrainer) -> bool:
+    """Whether the last ``patience`` validations brought nothing better."""
+    return sum(report.epoch > trainer.best_epoch for report in trainer.reports) >= trainer.config.patience
+
+
+def _check(histories: HistoryBatch, held_out: HistoryBatch) -> None:
+    if len(histories) != len(held_out):
+        raise BehaviorSourceError(
+            f"{len(histories)} histories and {len(held_out)} held-out ones do not pair up: pass one of each per entity."
+        )
+    if not len(histories.items):
+        raise BehaviorSourceError("The histories hold no behavior to learn from: give at least one.")
+
+
+def cuda_indexes(device: torch.device) -> list[int]:
+    """The devices whose generators a fork is to keep."""
+    return [device.index or 0] if device.type == "cuda" else []

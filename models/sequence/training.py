@@ -1,0 +1,157 @@
+"""Trains a `SequenceEncoder` to name the next item of every history."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch
+from feast_embeddings.models.encoder.device import choose_device
+from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.sequence.checkpoint import Checkpoint
+from feast_embeddings.models.sequence.model import SequenceEncoder
+from feast_embeddings.models.sequence.trainer import Builder, EpochReport, Trainer, TrainingConfig, check_trainable
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """The trained encoder, in evaluation mode, and how it came about.
+
+    Attributes:
+        encoder: With the averaged weights of the best epoch.
+        epochs: One report per epoch, also of those before a resume.
+        best_epoch: Whose weights were kept, from 1.
+        stopped_by: ``patience``, ``max_epochs``, ``decay_epochs`` or ``max_minutes``.
+    """
+
+    encoder: SequenceEncoder
+    epochs: tuple[EpochReport, ...]
+    best_epoch: int
+    stopped_by: str
+
+
+def train(
+    config: TrainingConfig,
+    histories: HistoryBatch,
+    *,
+    behavior_types: Sequence[str],
+    type_weights: Sequence[float] | None = None,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    progress: bool = False,
+    device: str | torch.device | None = None,
+    build: Builder = SequenceEncoder,
+) -> TrainResult:
+    """Trains on whole histories, one per entity; the same input gives the same weights on one machine.
+
+    With a ``checkpoint_dir`` every whole epoch is kept there, and a later call with the same configuration
+    and histories goes on from the last one to the very weights of an undisturbed run (``max_epochs``,
+    ``max_minutes`` and ``patience`` may differ). Where a time limit cuts an epoch short, its weights are
+    validated and may be kept, but not checkpointed.
+
+    Args:
+        config: Architecture and training.
+        histories: One per entity, whole; items, types and values of all of them make the preprocessing.
+        behavior_types: Names behind the codes.
+        type_weights: Weight of each type's behaviors as targets; those of weight 0 or less are input only.
+            Default: 1 each.
+        checkpoint_dir: Folder of checkpoints, or None.
+        resume: Whether to go on from a checkpoint there; False starts over.
+        progress: Whether to draw a progress bar.
+        device: cuda, mps or cpu; None chooses.
+        build: Makes the encoder, such as `fusion.fusing` for items with text and attributes.
+
+    Raises:
+        BehaviorSourceError: There is nothing to learn from.
+        DeclarationError: Types and weights do not match, or a value of the configuration is out of range.
+        ArtifactError: The checkpoint is damaged or belongs to another run.
+    """
+    weights = np.ones(len(behavior_types)) if type_weights is None else np.asarray(type_weights)
+    check_trainable(histories)
+    _check(config, histories, behavior_types, weights.astype(np.float32))
+    chosen = choose_device(device)
+    trainer = Trainer(config, histories, tuple(behavior_types), weights.astype(np.float32), chosen, build)
+    directory = Path(checkpoint_dir) if checkpoint_dir is not None else None
+    if directory is not None and resume and (checkpoint := Checkpoint.load(directory, trainer.identity)):
+        trainer.restore(checkpoint)
+    with _deterministic(chosen), _progress_bar(progress) as bar:
+        stopped_by = _run(trainer, directory, bar)
+    encoder = trainer.best.requires_grad_(requires_grad=True)
+    return TrainResult(encoder, tuple(trainer.reports), trainer.best_epoch, stopped_by)
+
+
+def _check(config: TrainingConfig, histories: HistoryBatch, types: Sequence[str], weights: Float32s) -> None:
+    if len(types) != len(weights) or not (weights > 0).any():
+        raise DeclarationError(
+            f"{len(types)} behavior types have the weights {weights.tolist()}: give one per type, one of them above 0."
+        )
+    if not 0 <= config.window_overlap < config.encoder.context:
+        raise DeclarationError(
+            f"window_overlap is {config.window_overlap}: "
+            f"choose 0 up to less than the context, {config.encoder.context}."
+        )
+    if config.decay_epochs is not None and config.decay_epochs < 1:
+        raise DeclarationError(f"decay_epochs is {config.decay_epochs}: choose 1 or more, or None for no decay.")
+    if any(not 0 < size < config.encoder.dim for size in config.matryoshka):
+        raise DeclarationError(
+            f"matryoshka={config.matryoshka} names prefixes of vectors of {config.encoder.dim} dimensions: "
+            "choose sizes from 1 up to less than that."
+        )
+    codes = histories.behavior_types
+    if codes.min() < 0 or codes.max() >= len(types):
+        raise DeclarationError(
+            f"Histories hold behavior-type codes beyond the {len(types)} types given: name them all."
+        )
+
+
+def _run(trainer: Trainer, directory: Path | None, bar: Progress) -> str:
+    """Epochs until a limit, which it returns by name."""
+    config = trainer.config
+    deadline = np.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
+    limit = min(config.max_epochs, config.decay_epochs or config.max_epochs)
+    task = bar.add_task("training", total=limit)
+    while len(trainer.reports) < limit:
+        done = len(trainer.reports)
+
+        def advance(share: float, done: int = done) -> None:
+            bar.update(task, completed=done + share)
+
+        if done - trainer.best_epoch >= config.patience:
+            return "patience"
+        whole = trainer.epoch(float(deadline), advance)
+        report = trainer.reports[-1]
+        score = "" if report.ndcg10 is None else f", NDCG@10 {report.ndcg10:.4f}"
+        bar.update(task, description=f"epoch {report.epoch}, loss {report.loss:.3f}{score}")
+        if not whole:
+            return "max_minutes"
+        if directory is not None:
+            trainer.checkpoint().save(directory)
+        if time.monotonic() > deadline:
+            return "max_minutes"
+    return "decay_epochs" if limit == config.decay_epochs else "max_epochs"
+
+
+def _progress_bar(show: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    return Progress(*columns, disable=not show)
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """On a GPU, asks torch for deterministic kernels meanwhile; a CPU has no others here."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
