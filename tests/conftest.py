@@ -19,6 +19,8 @@ settings.register_profile(
 settings.register_profile("search", deadline=None, max_examples=2_000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
+pytest_plugins = ["servers_plugin"]
+
 REDIS_SERVER = os.environ.get("REDIS_SERVER_BIN") or shutil.which("redis-server")
 
 

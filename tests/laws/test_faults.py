@@ -175,7 +175,7 @@ _KILLED = """
 import os, signal, sys, warnings
 warnings.simplefilter("ignore")
 from feast.cli.cli import cli
-from feast_embeddings.materialize.steps import listening
+from feast_embeddings.materialize.ticks.milestones import listening
 left = int(sys.argv[2])
 def stop(name):
     global left
