@@ -47,6 +47,10 @@ class OvertakenError(LedgerError):
     """Another job recorded a tick between the look at what is due and its recording."""
 
 
+class HeldError(LedgerError):
+    """Micro-batches are held back for a moment, while a refresh joins in what came last."""
+
+
 class LeaseError(FeastEmbeddingsError):
     """Another job holds the view, or took it over."""
 

@@ -15,7 +15,6 @@ import typer
 from feast import FeatureStore
 
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
-from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.serving.nearest import nearest
 from feast_embeddings.materialize.serving.vectors import read_vectors
@@ -87,8 +86,8 @@ def append(
     """Append behaviors to the repo's stream, as an application would: one JSON object each."""
     store = _store(repo)
     spec = user_spec(store, view)
-    stream = StreamLedger(Workspace.of(store.config).ledger)
-    before = stream.totals(spec.view).get("read", 0)
+    ledger = Workspace.of(store.config).ledger
+    before = ledger.stream_counts(spec.view).get("read", 0)
     contract = contract_of(behaviors_of(store.registry, store.project, spec))
     lines = behaviors if behaviors else [line for line in sys.stdin if line.strip()]
     ids = [_entity(line, contract.entity) for line in lines]
@@ -98,7 +97,7 @@ def append(
         append_behaviors(client, store.project, spec.behaviors, partitions, ids, payloads)
     typer.echo(f"{len(lines):,} behaviors appended to {spec.behaviors!r}")
     deadline = time.monotonic() + wait
-    while wait and stream.totals(spec.view).get("read", 0) < before + len(lines):
+    while wait and ledger.stream_counts(spec.view).get("read", 0) < before + len(lines):
         if time.monotonic() > deadline:
             raise StreamError(
                 f"The stream of view {spec.view!r} did not apply them within {wait:.0f} s: start a worker with "

@@ -116,6 +116,13 @@ _KINDS: dict[str, type[Incremental] | type[Full] | type[Hybrid]] = {
 }
 
 
+def ticks_of(policy: Policy) -> Incremental:
+    """How the ticks of a view encode and blend, a stream's too, also where its policy is ``Full``."""
+    if isinstance(policy, Hybrid):
+        return policy.incremental
+    return policy if isinstance(policy, Incremental) else Incremental()
+
+
 def policy_to_json(policy: Policy) -> str:
     """The policy as JSON, as it stands in a view's tags."""
     return json.dumps({"policy": type(policy).__name__, **asdict(policy)}, sort_keys=True)

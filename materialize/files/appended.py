@@ -7,6 +7,7 @@ last. Rows keep where they came from: source, partition, offset, and tick.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,13 +22,28 @@ import pyarrow.parquet as pq
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from feast_embeddings.materialize.files.staged import finish, replace_file, temporary
-from feast_embeddings.materialize.stream.payloads import raw_schema
 from feast_embeddings.transformations import BehaviorContract
+from feast_embeddings.transformations.behaviors.times import TIMESTAMP
 
 SOURCE, PARTITION, OFFSET, TICK = "_source", "_partition", "_offset", "_tick"
 ORIGIN: Final = pa.schema([(SOURCE, pa.string()), (PARTITION, pa.int32()), (OFFSET, pa.int64()), (TICK, pa.int64())])
 
+_ID_TYPES: Final = {"int64": pa.int64(), "string": pa.string()}
 _ERASED: Final = b"feast_embeddings.erased"
+
+
+def raw_schema(contract: BehaviorContract) -> pa.Schema:
+    """The contract's source columns, as streams carry them and as they are appended to the behavior log."""
+    types = {
+        "entity": _ID_TYPES[contract.entity_dtype],
+        "item": _ID_TYPES[contract.item_dtype],
+        "behavior_type": pa.string(),
+        "event_time": TIMESTAMP,
+        "value": pa.float64(),
+        "created_time": TIMESTAMP,
+        "dedup_id": pa.string(),
+    }
+    return pa.schema([(column, types[role]) for role, column in contract.columns.items()])
 
 
 def parts_folder(path: str) -> Path | None:
@@ -46,6 +62,11 @@ def part_name(view: str, tick: int) -> str:
 def range_name(view: str, first: int, last: int) -> str:
     """Name of the file that several ticks' behaviors are compacted into."""
     return f"stream-{quote(view, safe='')}-{first:012d}-{last:012d}.parquet"
+
+
+def part_pattern(view: str) -> re.Pattern[str]:
+    """What the names match of files that ticks of a view appended, compacted ones too."""
+    return re.compile(rf"stream-{re.escape(quote(view, safe=''))}-\d+(-\d+)?\.parquet")
 
 
 def part_range(path: Path, view: str) -> tuple[int, int]:
@@ -116,7 +137,8 @@ def rows_of_ticks(folder: Path, view: str, numbers: list[int]) -> pa.Table | Non
     wanted = pa.array(numbers, pa.int64())
     found = []
     for path in uncovered(parts_of(folder, view), view):
-        if numbers and part_range(path, view)[1] >= min(numbers):
+        first, last = part_range(path, view)
+        if numbers and last >= min(numbers) and first <= max(numbers):
             table = pq.read_table(path, partitioning=None)
             found.append(table.filter(pc.is_in(table[TICK], wanted)).replace_schema_metadata(None))
     return pa.concat_tables(found).sort_by(TICK) if found else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,10 +13,18 @@ import pyarrow as pa
 from feast import FeatureView
 
 from feast_embeddings.materialize.declare.views import source_of
-from feast_embeddings.materialize.ledger.database import Ledger
+from feast_embeddings.materialize.files.appended import (
+    TICK,
+    part_pattern,
+    part_range,
+    parts_folder,
+    raw_schema,
+    rows_of_ticks,
+)
+from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.ledger.tombstones import NEVER, Tombstones
-from feast_embeddings.models.encoder.batch import Ids
+from feast_embeddings.models.encoder.batch import Ids, Int64s
 from feast_embeddings.transformations import (
     BehaviorContract,
     Behaviors,
@@ -28,9 +36,10 @@ from feast_embeddings.transformations import (
     read_behaviors,
     rules_of,
 )
+from feast_embeddings.transformations.behaviors.table import schema_of
 from feast_embeddings.transformations.behaviors.times import Times, read_times
-from feast_embeddings.transformations.behaviors.validate import entities_of
-from feast_embeddings.transformations.sources.reading import scan_behaviors
+from feast_embeddings.transformations.behaviors.validate import entities_of, validate
+from feast_embeddings.transformations.sources.reading import Files, scan_behaviors, scan_entities
 
 _DAY_US = 86_400_000_000
 
@@ -47,6 +56,8 @@ class BehaviorLog:
     contract: BehaviorContract
     rules: CleaningRules
     tombstones: Tombstones | None = None
+    until_tick: tuple[str, int] | None = None
+    """View and number of a tick: what its stream's later micro-batches appended is not read."""
 
     @classmethod
     def of(cls, view: FeatureView, root: Path, ledger: Ledger) -> BehaviorLog:
@@ -54,6 +65,22 @@ class BehaviorLog:
         contract = contract_of(view)
         path = str(root / source_of(view).path)
         return cls(path, contract, rules_of(view), Tombstones(ledger, contract.join_key))
+
+    def before(self, refresh: Tick) -> BehaviorLog:
+        """The same log without what the view's stream has appended since a refresh was recorded."""
+        return replace(self, until_tick=(refresh.view, refresh.number))
+
+    @property
+    def _files(self) -> Files:
+        if self.until_tick is None or (folder := parts_folder(self.path)) is None:
+            return Files(self.path)
+        view, number = self.until_tick
+        name = part_pattern(view)
+
+        def later(path: Path) -> bool:
+            return path.parent == folder and bool(name.fullmatch(path.name)) and part_range(path, view)[0] > number
+
+        return Files(self.path, later)
 
     def living(self, raw: pa.Table) -> pa.Table:
         """Raw rows without those that an erasure covers; a row that no time can place is covered."""
@@ -75,13 +102,17 @@ class BehaviorLog:
         With ``entities`` [n], only theirs.
         """
         bounds = {"event_until_us": end_us, "created_until_us": self._created(created_until_us)}
-        raw = read_behaviors(self.path, self.contract, **bounds, entities=entities, undated=entities is None)
+        raw = read_behaviors(self._files, self.contract, **bounds, entities=entities, undated=entities is None)
         return self.judged(raw, max(end_us, created_until_us)).behaviors
 
     def parts_until(self, end_us: int, created_until_us: int) -> Iterator[pa.Table]:
         """Raw rows of :meth:`until`, a part in memory at a time."""
         created = self._created(created_until_us)
-        yield from scan_behaviors(self.path, self.contract, event_until_us=end_us, created_until_us=created)
+        yield from scan_behaviors(self._files, self.contract, event_until_us=end_us, created_until_us=created)
+
+    def entities_until(self, end_us: int) -> Iterator[pa.Array]:
+        """The entity column of about the behaviors before a time, in parts: a day more or less."""
+        return scan_entities(self._files, self.contract, event_until_us=end_us)
 
     def judged(self, raw: pa.Table, now_us: int, context: pa.Table | None = None) -> Prepared:
         """Raw rows as behaviors, without those of the erased, who are counted."""
@@ -113,11 +144,34 @@ class BehaviorLog:
             context = self.living(context)
         return self.judged(raw, max(tick.end_us, tick.created_until_us), context)
 
+    def members_of(self, ticks: Sequence[Tick]) -> tuple[pa.Table, Int64s]:
+        """The accepted behaviors of ticks, canonical rows [N], and the number of each one's tick, int64 [N].
+
+        Those of micro-batches are what they appended to the log, less the erased.
+        """
+        parts = [self._appended([tick for tick in ticks if tick.streamed])]
+        for tick in ticks:
+            if not tick.streamed:
+                table = self.members(tick).behaviors.table
+                parts.append((table, np.full(len(table), tick.number, np.int64)))
+        schema = schema_of(self.contract)
+        tables = [table.select(schema.names).cast(schema) for table, _ in parts]
+        return pa.concat_tables(tables), np.concatenate([numbers for _, numbers in parts])
+
+    def _appended(self, ticks: Sequence[Tick]) -> tuple[pa.Table, Int64s]:
+        folder = parts_folder(self.path)
+        rows = rows_of_ticks(folder, ticks[0].view, [tick.number for tick in ticks]) if ticks and folder else None
+        if rows is None:
+            return schema_of(self.contract).empty_table(), np.empty(0, np.int64)
+        rows = self.living(rows)
+        judged = validate(rows.select(raw_schema(self.contract).names), self.contract, np.iinfo(np.int64).max)
+        return judged.table, np.asarray(rows[TICK].to_numpy(), np.int64)[judged.rows]
+
     def _read(
         self, start: int | None, end: int, created_from: int | None, created_until: int | None, *, undated: bool
     ) -> pa.Table:
         return read_behaviors(
-            self.path,
+            self._files,
             self.contract,
             event_from_us=start,
             event_until_us=end,

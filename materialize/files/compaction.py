@@ -30,9 +30,9 @@ from feast_embeddings.materialize.files.appended import (
 )
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, write_log
 from feast_embeddings.materialize.files.staged import replace_file
-from feast_embeddings.materialize.ledger.leases import Lease
-from feast_embeddings.materialize.ledger.offsets import StreamLedger
-from feast_embeddings.materialize.stream.sharing import is_paused, lane_resource
+from feast_embeddings.materialize.ledger.leases import Lease, lane_resource
+from feast_embeddings.materialize.ledger.ledger import Ledger
+from feast_embeddings.materialize.stream.sharing import is_paused
 from feast_embeddings.models.errors import LeaseError
 
 FEWEST: Final = 64
@@ -42,6 +42,8 @@ MOST_ROWS: Final = 1_000_000
 GRACE_S: Final = 60.0
 KEPT_US: Final = 2 * 86_400_000_000
 """How long the ledger keeps single micro-batches; their behaviors stay in the log, with their numbers."""
+COUNTED_US: Final = 600_000_000
+"""How long the ledger keeps the counts of each micro-batch; then they are kept together."""
 _MOST_FILES: Final = 1000
 _GROUP_ROWS: Final = 1 << 16
 Write = Callable[[Iterator[pa.Table], pa.Schema, Path], None]
@@ -71,7 +73,7 @@ class Compaction:
     """Compacts the files of one view's stream.
 
     Args:
-        stream: The stream's ledger.
+        ledger: The ledger.
         project: Feast project.
         view: The embedding view.
         log: Its embedding log.
@@ -82,7 +84,7 @@ class Compaction:
 
     def __init__(
         self,
-        stream: StreamLedger,
+        ledger: Ledger,
         project: str,
         view: str,
         log: EmbeddingLog,
@@ -90,24 +92,27 @@ class Compaction:
         fewest: int = FEWEST,
         grace_s: float = GRACE_S,
     ) -> None:
-        self.stream, self.project, self.view = stream, project, view
+        self.ledger, self.project, self.view = ledger, project, view
         self.log, self.behaviors = log, behaviors
         self.fewest, self.grace_s = fewest, grace_s
 
     def run(self) -> Compacted:
         """Merge what is worth it; nothing where another worker is at it, or the stream is paused."""
         found = Compacted()
-        lease = Lease(self.stream.ledger, lane_resource(self.project, self.view, "compaction"), 60)
+        lease = Lease(self.ledger, lane_resource(self.project, self.view, "compaction"), 60)
         try:
             lease.acquire()
         except LeaseError:
             return found
         try:
-            published = self.stream.published(self.view, self._oldest())
+            published = self.ledger.published_numbers(self.view, self._oldest())
             for merge in (self._embeddings, self._behaviors):
-                if not is_paused(self.stream.ledger, self.project, self.view):
+                refreshing = merge == self._behaviors and self.ledger.open_tick(self.view, "full") is not None
+                if not refreshing and not is_paused(self.ledger, self.project, self.view):
                     merge(published, found, lease.check)
-            self.stream.prune(self.view, now_us() - KEPT_US)  # only now: what is merged must still be known
+            self.ledger.prune(
+                self.view, now_us() - KEPT_US, now_us() - COUNTED_US
+            )  # only now: what is merged must still be known
         finally:
             lease.release()
         return found

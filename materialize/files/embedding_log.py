@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feast_embeddings.materialize.files.staged import (
-    CAUGHT_UP,
+    CaughtUp,
     StagedFiles,
     ids_of,
     lists,
@@ -95,30 +95,45 @@ class EmbeddingLog(StagedFiles):
         """
         return self._publish(self._logged_path(stamp, live=live), stamp.fill, stamp)
 
-    def publish_fill(self, base: LogStamp, caught_up: Sequence[LogStamp], on_part: Callable[[], None]) -> int:
-        """Append the rows of a fill that becomes live: its first ones, or what ticks made of them meanwhile.
+    def publish_fill(
+        self,
+        base: LogStamp,
+        caught_up: Sequence[CaughtUp],
+        stamp_of: Callable[[int], LogStamp],
+        on_part: Callable[[], None],
+    ) -> None:
+        """Append the rows of a fill that becomes live: its first ones, or what ticks made of them since.
 
         Args:
             base: Stamp of the rows that the fill was made with.
-            caught_up: Stamps of the ticks that it caught up with, in order; all rows return from the same time on.
+            caught_up: What ticks made of them, in the order of the ticks; an entity's last row counts.
+            stamp_of: Stamps of those ticks, by number.
             on_part: Called before each part of the rows; what it raises stops the writing.
-
-        Returns:
-            Rows; an entity is among them once.
 
         Raises:
             LedgerError: A staged file is gone.
         """
         later: Ids | None = None
-        rows = 0
-        for stamp in reversed(caught_up):
-            staged = self.caught_up(stamp.fill, stamp.tick)
-            rows += self._publish(
-                self._logged_path(stamp, live=True), f"{stamp.fill}{CAUGHT_UP}", stamp, later, on_part
-            )
-            if staged is not None:
-                later = staged[0] if later is None else concat_ids([later, staged[0]])
-        return rows + self._publish(self._logged_path(base, live=True), base.fill, base, later, on_part)
+        for rows in reversed(caught_up):
+            on_part()
+            self.publish_caught_up(rows, stamp_of, later)
+            later = rows.ids if later is None else concat_ids([later, rows.ids])
+        self._publish(self._logged_path(base, live=True), base.fill, base, later, on_part)
+
+    def publish_caught_up(
+        self, rows: CaughtUp, stamp_of: Callable[[int], LogStamp], without: Ids | None = None
+    ) -> None:
+        """Append what ticks made of a fill that becomes live, but for some entities, as one file."""
+        kept = np.ones(len(rows.ids), np.bool_) if without is None else ~np.isin(rows.ids, without)
+        last = stamp_of(max(rows.ticks))
+
+        def parts() -> Iterator[pa.Table]:
+            for tick in np.unique(rows.tick[kept]).tolist():
+                own = kept & (rows.tick == tick)
+                yield self._stamped(rows.ids[own], rows.vectors[own], stamp_of(tick))
+
+        path = self._logged_path(last, live=True)
+        replace_file(path, lambda unfinished: write_log(parts(), self.schema, unfinished))
 
     def _publish(
         self,

@@ -7,25 +7,64 @@ computes nothing, so a retried blend is never applied twice. Large ones are writ
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from feast_embeddings.materialize.declare.storage import Storage, as_stored
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
+from feast_embeddings.models.errors import LedgerError
 
 PART_ROWS: Final = 1 << 16
 """Rows that are read of a staged file at once."""
 CAUGHT_UP: Final = ".caught-up"
+_TICKS: Final = b"feast_embeddings.ticks"
 _WAITING: Final = 2  # parts on their way to the disk
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """What some ticks made of a fill that was still being made.
+
+    Attributes:
+        ids: Entities [n], each once.
+        vectors: float32 [n, dim], as the last of the ticks that had the entity left them.
+        tick: int64 [n], the number of that tick.
+        ticks: Numbers of all the ticks.
+    """
+
+    ids: Ids
+    vectors: Float32s
+    tick: Int64s
+    ticks: tuple[int, ...]
+
+
+class StagedHistories:
+    """The histories of a refresh, on disk, looked up by entity."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        self._index = pd.Index(ids_of(table["id"]))
+
+    def of(self, ids: Ids) -> HistoryBatch:
+        """The histories of entities [n], in that order; empty where the refresh knew nothing of one."""
+        rows = self._index.get_indexer(pd.Index(ids))
+        known = np.flatnonzero(rows >= 0)
+        _, batch = _histories_of(self._table.take(pa.array(rows[known])))
+        lengths, as_of = np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64)
+        lengths[known], as_of[known] = batch.lengths, batch.as_of
+        return replace(batch, offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), as_of=as_of)
 
 
 class StagedFiles:
@@ -84,26 +123,39 @@ class StagedFiles:
         path = self._staged_path("history", tick)
         yield from map(_histories_of, ahead(_parts(path)) if path.exists() else ())
 
+    def staged_histories(self, refresh: int) -> StagedHistories:
+        """The staged histories of a refresh, looked up by entity; raises LedgerError where they are gone."""
+        path = self._staged_path("history", refresh)
+        table = read_ipc(path)
+        if table is None:
+            raise LedgerError(f"Refresh {refresh} has no staged histories at {path}: run `feast materialize` again.")
+        return StagedHistories(table)
+
     # ── of a fill that is still being made ───────────────────────────────────────────────────────────────
 
-    def stage_caught_up(self, fill: str, tick: int, ids: Ids, vectors: Float32s) -> None:
-        """Stage what a tick makes of a fill that is still being made; as :meth:`stage`."""
-        self.stage(f"{fill}{CAUGHT_UP}", tick, ids, vectors)
+    def stage_caught_up(self, fill: str, rows: CaughtUp) -> None:
+        """Stage what ticks make of a fill that is still being made, under the last one's number; as :meth:`stage`."""
+        table = self._vector_table(rows.ids, rows.vectors).append_column("tick", pa.array(rows.tick, pa.int64()))
+        known = {_TICKS: json.dumps(list(rows.ticks)).encode()}
+        create(self._caught_up_path(fill, max(rows.ticks)), table.replace_schema_metadata(known))
 
-    def caught_up(self, fill: str, tick: int) -> tuple[Ids, Float32s] | None:
-        """What :meth:`stage_caught_up` staged, or None."""
-        return self.staged(f"{fill}{CAUGHT_UP}", tick)
-
-    def caught_up_ticks(self, fill: str) -> list[int]:
-        """Numbers of the ticks that were staged for a fill while it was made, in order."""
+    def caught_up(self, fill: str) -> Iterator[CaughtUp]:
+        """What was staged for a fill while it was made, in the order of the ticks."""
         end = f"-{fill}{CAUGHT_UP}.arrow"
-        names = (path.name for path in self.folder.glob("staged/*.arrow"))
-        return sorted(int(name[:10]) for name in names if name[10:] == end)
+        for path in sorted(path for path in self.folder.glob("staged/*.arrow") if path.name[10:] == end):
+            table = read_ipc(path)
+            if table is not None:
+                ticks = json.loads(table.schema.metadata[_TICKS])
+                numbers = np.asarray(table["tick"].to_numpy(), np.int64)
+                yield CaughtUp(ids_of(table["id"]), matrix_of(table["embedding"]), numbers, tuple(ticks))
 
     def drop_caught_up(self, fill: str) -> None:
         """Remove what was staged for a fill while it was made; the log holds its rows."""
-        for tick in self.caught_up_ticks(fill):
-            self._staged_path(f"{fill}{CAUGHT_UP}", tick).unlink(missing_ok=True)
+        for rows in list(self.caught_up(fill)):
+            self._caught_up_path(fill, max(rows.ticks)).unlink(missing_ok=True)
+
+    def _caught_up_path(self, fill: str, tick: int) -> Path:
+        return self._staged_path(f"{fill}{CAUGHT_UP}", tick)
 
     def drop_staged(self, tick: int, fills: Sequence[str]) -> None:
         """Remove a tick's staged files; the log holds their rows."""

@@ -12,7 +12,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.declare.views import EmbeddingSpec, is_embedding, spec_of
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog
-from feast_embeddings.materialize.ledger.database import Ledger
+from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.models import Encoder, load_encoder, read_manifest
 from feast_embeddings.models.errors import ArtifactError, DeclarationError
 from feast_embeddings.transformations import Quarantine

@@ -5,35 +5,23 @@ An item tick's membership is the list of those ticks. It is recorded together wi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy import BigInteger, Column, String, Table
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.ledger.database import Ledger
-from feast_embeddings.materialize.ledger.offsets import StreamLedger, StreamTick
+from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.ledger.records import RECEIVING, Tick
-from feast_embeddings.materialize.ledger.schema import fills, metadata, ticks
-
-UserTick = Tick | StreamTick
+from feast_embeddings.materialize.ledger.schema import fills, followed_ticks, ticks
+from feast_embeddings.materialize.ledger.ticks import insert_tick, next_number
 
 MOST_MICRO_BATCHES: Final = 256
 """Micro-batches of a stream that one item tick follows at most; of ticks of batch jobs it follows one."""
 
-followed_ticks = Table(
-    "feast_embeddings_followed_ticks",
-    metadata,
-    Column("view", String(255), primary_key=True),  # the item view
-    Column("tick", BigInteger, primary_key=True),  # its tick
-    Column("followed", BigInteger, primary_key=True),  # a tick of its user view
-)
 
-
-class UnseenLedger:
+class Follows:
     """Reads and writes what an item view follows.
 
     Args:
@@ -44,11 +32,8 @@ class UnseenLedger:
 
     def __init__(self, ledger: Ledger, view: str, users: str) -> None:
         self.ledger, self.view, self.users = ledger, view, users
-        self._stream = StreamLedger(ledger)
-        with ledger.unguarded() as connection:
-            metadata.create_all(connection, tables=[followed_ticks])
 
-    def waiting(self, end_us: int) -> list[UserTick]:
+    def waiting(self, end_us: int) -> list[Tick]:
         """What the next item tick is to follow: published ticks up to a time that none has followed, oldest first.
 
         Nothing that was published before the oldest fill in use was begun: that fill's means start after it.
@@ -62,36 +47,24 @@ class UnseenLedger:
             for tick in self._published()
             if (tick.published_us or 0) > since and tick.end_us <= end_us and tick.number not in done
         ]
-        if found and isinstance(found[0], Tick):
+        if found and not found[0].streamed:
             return found[:1]
-        return list(takewhile(lambda tick: isinstance(tick, StreamTick), found))[:MOST_MICRO_BATCHES]
+        return list(takewhile(lambda tick: tick.streamed, found))[:MOST_MICRO_BATCHES]
 
-    def record(self, following: Sequence[UserTick]) -> Tick:
+    def record(self, following: Sequence[Tick]) -> Tick:
         """Record an item tick that follows these ticks, into every fill in use."""
-        now = now_us()
+        receiving = (fills.c.view == self.view, fills.c.state.in_(RECEIVING))
         with self.ledger.transaction() as connection:
-            last = connection.execute(
-                sa.select(sa.func.max(ticks.c.tick), sa.func.max(ticks.c.end_us)).where(ticks.c.view == self.view)
-            ).one()
-            number = int(last[0] or 0) + 1
-            receiving = fills.c.view == self.view, fills.c.state.in_(RECEIVING)
+            last_us = connection.scalar(sa.select(sa.func.max(ticks.c.end_us)).where(ticks.c.view == self.view))
+            number, now = next_number(connection, self.view), now_us()
             targets = connection.scalars(sa.select(fills.c.fill).where(*receiving).order_by(fills.c.made_us)).all()
-            row = {
-                "view": self.view,
-                "tick": number,
-                "kind": "incremental",
-                "state": "recorded",
-                "end_us": max(int(last[1] or 0), *(tick.end_us for tick in following)),
-                "created_until_us": now,
-                "fills": json.dumps(list(targets)),
-                "recorded_us": now,
-            }
-            connection.execute(sa.insert(ticks).values(**row))
+            end_us = max(int(last_us or 0), *(tick.end_us for tick in following))
+            insert_tick(connection, self.view, number, targets, end_us=end_us, created_until_us=now)
             followed = [{"view": self.view, "tick": number, "followed": tick.number} for tick in following]
             connection.execute(sa.insert(followed_ticks), followed)
         return self.ledger.tick(self.view, number)
 
-    def followed_by(self, tick: Tick) -> list[UserTick]:
+    def followed_by(self, tick: Tick) -> list[Tick]:
         """The ticks that an item tick follows, oldest first."""
         numbers = self._followed(tick.number)
         return [each for each in self._published() if each.number in numbers]
@@ -104,13 +77,12 @@ class UnseenLedger:
         with self.ledger.reading() as connection:
             return {int(each) for each in connection.scalars(query)}
 
-    def _published(self) -> list[UserTick]:
+    def _published(self) -> list[Tick]:
         """Published ticks of the user view that brought behaviors of their own, each behavior once, by number."""
-        batch = self.ledger.published_ticks(self.users)
-        streamed = self._stream.last_end_us(self.users) is not None
-        found: list[UserTick] = [tick for tick in batch if tick.kind == "incremental" or not streamed]
-        found = [tick for tick in found if not isinstance(tick, Tick) or _brings(tick, batch)]
-        return sorted([*found, *self._stream.ticks(self.users)], key=lambda tick: tick.number)
+        batch, micro_batches = self.ledger.published_ticks(self.users), self.ledger.micro_batches(self.users)
+        streamed = self.ledger.stream_end_us(self.users) is not None
+        found = [tick for tick in batch if (tick.kind == "incremental" or not streamed) and _brings(tick, batch)]
+        return sorted([*found, *micro_batches], key=lambda tick: tick.number)
 
 
 def _brings(tick: Tick, others: Sequence[Tick]) -> bool:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from feast_embeddings.materialize.ledger.database import Ledger
+from feast_embeddings.materialize.ledger.database import Database
 from feast_embeddings.materialize.ledger.schema import leases
 from feast_embeddings.models.errors import LeaseError
 
@@ -27,7 +27,7 @@ class Lease:
     Time here is the machine's own: a replay's simulated clock must not keep a dead worker's lease alive.
     """
 
-    def __init__(self, ledger: Ledger, resource: str, seconds: float = LEASE_S, owner: str | None = None) -> None:
+    def __init__(self, ledger: Database, resource: str, seconds: float = LEASE_S, owner: str | None = None) -> None:
         self.ledger = ledger
         self.resource = resource
         self.seconds = seconds
@@ -84,17 +84,45 @@ def new_owner() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
-def holder(ledger: Ledger, resource: str) -> str | None:
+def holder(ledger: Database, resource: str) -> str | None:
     """Who holds a lease now; None where nobody does, or nobody alive."""
     with ledger.reading() as connection:
-        found = connection.execute(sa.select(leases).where(leases.c.resource == resource)).mappings().first()
+        return _holder(connection, resource)
+
+
+def is_held(connection: Connection, resource: str) -> bool:
+    """Whether somebody alive holds a lease, as a transaction sees it."""
+    return _holder(connection, resource) is not None
+
+
+def lane_resource(project: str, view: str, lane: str) -> str:
+    """Name of the lease on a lane of a view's stream."""
+    return f"lane of the stream of view {view!r} of project {project!r}: {lane}"
+
+
+def lanes_held(ledger: Database, project: str, view: str) -> list[str]:
+    """Leases of the lanes of a view's stream that somebody alive holds."""
+    return held_under(ledger, lane_resource(project, view, ""))
+
+
+def held_under(ledger: Database, prefix: str) -> list[str]:
+    """Leases whose names begin so, and that somebody alive holds."""
+    query = sa.select(leases).where(leases.c.resource.startswith(prefix, autoescape=True))
+    with ledger.reading() as connection:
+        rows = connection.execute(query).mappings().all()
+    now = _real_us()
+    return [row["resource"] for row in rows if row["expires_us"] > now and _alive(row["owner"])]
+
+
+def _holder(connection: Connection, resource: str) -> str | None:
+    found = connection.execute(sa.select(leases).where(leases.c.resource == resource)).mappings().first()
     free = found is None or found["expires_us"] <= _real_us() or not _alive(found["owner"])
     return None if free or found is None else str(found["owner"])
 
 
 @contextmanager
 def held(
-    ledger: Ledger,
+    ledger: Database,
     resource: str,
     seconds: float = LEASE_S,
     wait_s: float = 0.0,

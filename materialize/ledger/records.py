@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 RECEIVING: Final = ("live", "retained", "ready")
 """States of the fills that ticks go into."""
+
+
+Ranges = Mapping[int, tuple[int, int]]
+"""Partition → first and last offset."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Tick:
 
     Attributes:
         view: The embedding view.
-        number: Counts up per view.
+        number: Counts up per view, batch ticks, micro-batches and refreshes together.
         kind: ``"incremental"`` or ``"full"``.
         state: ``"recorded"``, ``"written"``, ``"published"`` or ``"abandoned"``.
         start_us, end_us: Members have event time in [start, end); no start: all before the end.
@@ -29,6 +33,8 @@ class Tick:
         window_start_us, published_us: The publish window; within it, either vector may be read.
         rows: Rows of vectors that it holds.
         encoded: Histories or items that were encoded for it.
+        lane, source, ranges: Of a stream's micro-batch, whose members are messages: the lane that formed it, as
+            ``"0/2"``, the name of the stream, and the offsets. Its end is when it was formed.
     """
 
     view: str
@@ -47,17 +53,45 @@ class Tick:
     published_us: int | None
     rows: int
     encoded: int
+    lane: str | None = None
+    source: str = ""
+    ranges: Ranges = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: Any) -> Tick:
         """A tick, from its row in the ledger."""
-        kept = {key: row[key] for key in cls.__dataclass_fields__ if key in row and key != "fills"}
-        return cls(number=row["tick"], fills=tuple(json.loads(row["fills"])), **kept)
+        read = {
+            "number": row["tick"],
+            "fills": tuple(json.loads(row["fills"])),
+            "source": row["source"] or "",
+            "ranges": ranges_from_json(row["ranges"] or "{}"),
+        }
+        return cls(**{key: row[key] for key in cls.__dataclass_fields__ if key in row} | read)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether it is a micro-batch of a stream."""
+        return self.lane is not None
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """A micro-batch's last offset of each partition."""
+        return {partition: last for partition, (_, last) in self.ranges.items()}
 
     def bridges(self, refresh: Tick) -> bool:
         """Whether this tick brought the members of a refresh that was still being made to the fills in use."""
         bounds = (self.end_us, self.created_until_us) == (refresh.end_us, refresh.created_until_us)
-        return bounds and self.kind == "incremental" and self.number > refresh.number
+        return bounds and self.kind == "incremental" and not self.streamed and self.number > refresh.number
+
+
+def ranges_to_json(ranges: Ranges) -> str:
+    """Ranges as the ledger keeps them."""
+    return json.dumps({str(partition): list(bounds) for partition, bounds in sorted(ranges.items())})
+
+
+def ranges_from_json(text: str) -> dict[int, tuple[int, int]]:
+    """The inverse of :func:`ranges_to_json`."""
+    return {int(partition): (first, last) for partition, (first, last) in json.loads(text).items()}
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table, Text
 
-import sqlalchemy as sa
-from sqlalchemy import BigInteger, Boolean, Column, Integer, MetaData, String, Table, Text
-from sqlalchemy.engine import Connection, Engine
+SCHEMA_VERSION = 3
+"""1: the first. 2: erasures, which a package that does not know them would undo. 3: one table of ticks, a stream's too.
 
-SCHEMA_VERSION = 2
-"""1: the first. 2: erasures, which a package that does not know them would undo."""
+``migrations/`` leads from each to the next."""
 
-STREAM_TICKS = "feast_embeddings_stream_ticks"
-"""Table of a stream's micro-batches, where the repo has a stream: their numbers are of the same series."""
+FOLDED = 0
+"""In ``tick_counts``, the number under which counts of forgotten micro-batches are kept together."""
 
 metadata = MetaData()
 
@@ -60,6 +58,10 @@ ticks = Table(
     Column("view", String(255), primary_key=True),
     Column("tick", BigInteger, primary_key=True),
     Column("kind", String(16), nullable=False),  # incremental | full
+    # A micro-batch's membership, null for others: "0/2" is lane 0 of 2; ranges, JSON: partition → first, last offset
+    Column("lane", String(32)),
+    Column("source", String(255)),
+    Column("ranges", Text),
     # recorded → written (Redis holds it) → published; or abandoned, when its members changed before any effect
     Column("state", String(16), nullable=False),
     Column("start_us", BigInteger),
@@ -76,13 +78,33 @@ ticks = Table(
     Column("window_start_us", BigInteger),
     Column("published_us", BigInteger),
 )
+Index("feast_embeddings_ticks_by_state", ticks.c.view, ticks.c.state)
+Index("feast_embeddings_ticks_by_publication", ticks.c.view, ticks.c.published_us)
+
+followed_ticks = Table(
+    "feast_embeddings_followed_ticks",
+    metadata,
+    Column("view", String(255), primary_key=True),  # an item view
+    Column("tick", BigInteger, primary_key=True),  # its tick
+    Column("followed", BigInteger, primary_key=True),  # a tick of its user view
+)
+
+positions = Table(
+    "feast_embeddings_stream_positions",
+    metadata,
+    Column("view", String(255), primary_key=True),
+    Column("source", String(255), primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("position", BigInteger, nullable=False),  # the last offset that a tick has recorded
+)
 
 tick_counts = Table(
     "feast_embeddings_tick_counts",
     metadata,
     Column("view", String(255), primary_key=True),
     Column("tick", BigInteger, primary_key=True),
-    Column("what", String(128), primary_key=True),  # read | applied | deduplicated | erased | quarantined: <reason>
+    # read | applied | deduplicated | erased | quarantined: <reason>; and late, which are among the applied
+    Column("what", String(128), primary_key=True),
     Column("behaviors", BigInteger, nullable=False),
 )
 
@@ -112,24 +134,3 @@ erasures = Table(
     Column("salt", String(32), nullable=False),
     Column("erased_us", BigInteger, nullable=False),
 )
-
-
-def open_engine(url: sa.engine.URL) -> Engine:
-    """Connections to a ledger; nothing is connected yet."""
-    engine = sa.create_engine(url)
-    if url.get_backend_name() != "sqlite":
-        return engine
-
-    # SQLite's default begins a transaction at the first write, so that two jobs could both read a free lease.
-    @sa.event.listens_for(engine, "connect")
-    def _connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA busy_timeout = 30000")
-        connection.execute("PRAGMA journal_mode = WAL")
-
-    @sa.event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        reads = connection.get_execution_options().get("reads")
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-    return engine

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
-from feast_embeddings.materialize.ledger.database import Ledger
+from feast_embeddings.materialize.ledger.database import Database
 from feast_embeddings.materialize.ledger.schema import erasures
 from feast_embeddings.models.encoder.batch import Int64s
 
@@ -28,7 +28,7 @@ NEVER = np.iinfo(np.int64).min
 class Tombstones:
     """The erased entities of one join key; read anew from the ledger at every question."""
 
-    ledger: Ledger
+    ledger: Database
     join_key: str
 
     def record(self, entity_id: int | str, erased_us: int) -> None:

@@ -18,16 +18,16 @@ from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.compaction import Compaction
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.materialize.ledger.leases import Lease
-from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.stream.kafka import Kafka, partitions_of
 from feast_embeddings.materialize.stream.lane import OnTick
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
-from feast_embeddings.materialize.stream.micro_batch import StreamTicks
+from feast_embeddings.materialize.stream.micro_batch import MicroBatches
 from feast_embeddings.materialize.stream.recorded import ParquetReplay
 from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
 from feast_embeddings.materialize.stream.source import Source
 from feast_embeddings.materialize.stream.worker import StreamOptions, StreamWorker
+from feast_embeddings.materialize.ticks.view_work import ViewWork
 from feast_embeddings.models.errors import DeclarationError
 
 Kind = Literal["redis", "kafka", "parquet"]
@@ -86,8 +86,10 @@ def make_worker(
             return ParquetReplay(source.path, log.contract, spec.view, own, partitions, after, source.speed)
         return RedisStreams(client, project, spec.behaviors, spec.view, own, after, worker)
 
-    def make_ticks(lease: Lease, lane: str) -> StreamTicks:
-        return StreamTicks(workspace, online, store.config, spec, log, lease, lane, options.lateness_us)
+    def make_ticks(lease: Lease, lane: str) -> MicroBatches:
+        work = ViewWork(workspace, online, store.config, spec, log, lease)
+        work.ledger = workspace.ledger.under(lease.renew)  # several lanes write to it, each under its own lease
+        return MicroBatches(work, project, lane, options.lateness_us)
 
     compaction = compaction_of(store, workspace, spec)
     tidy = InBackground(compaction.run, compact_every_s)
@@ -100,7 +102,7 @@ def make_worker(
 def compaction_of(store: FeatureStore, workspace: Workspace, spec: EmbeddingSpec) -> Compaction:
     """What puts the small files of a view's stream together."""
     folder = parts_folder(behavior_log_of(store, workspace, spec).path) or workspace.root
-    return Compaction(StreamLedger(workspace.ledger), store.project, spec.view, workspace.log(spec), folder)
+    return Compaction(workspace.ledger, store.project, spec.view, workspace.log(spec), folder)
 
 
 class InBackground:

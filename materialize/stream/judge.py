@@ -29,11 +29,12 @@ from feast_embeddings.materialize.files.appended import (
     part_name,
     parts_folder,
     raw_rows,
+    raw_schema,
     recent_rows,
 )
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.ledger.offsets import StreamTick
-from feast_embeddings.materialize.stream.payloads import Decoded, raw_schema
+from feast_embeddings.materialize.ledger.records import Tick
+from feast_embeddings.materialize.stream.payloads import Decoded
 from feast_embeddings.materialize.stream.source import Delivery
 from feast_embeddings.models.encoder.batch import HistoryBatch, Ids, Int64s
 from feast_embeddings.transformations import Behaviors, Histories, prepare
@@ -94,7 +95,7 @@ class Recent:
             self._keys.difference_update(self._order.popleft())
 
 
-class Membership:
+class Judge:
     """Members of the micro-batches of one lane.
 
     Args:
@@ -121,7 +122,7 @@ class Membership:
             raw = table.select(raw_schema(self.contract).names)
             self._applied(validate(raw, self.contract, np.iinfo(np.int64).max).table)
 
-    def find(self, tick: StreamTick) -> Members | None:
+    def find(self, tick: Tick) -> Members | None:
         """The members of a tick that appended its part of the log already."""
         path = self.part(tick.number)
         if not path.exists():
@@ -133,7 +134,7 @@ class Membership:
         nothing = QUARANTINE_SCHEMA.empty_table()
         return Members(Behaviors(canonical), counts, nothing, POISON.empty_table(), None)
 
-    def judge(self, tick: StreamTick, delivery: Delivery, decoded: Decoded, histories_of: HistoriesOf) -> Members:
+    def members(self, tick: Tick, delivery: Delivery, decoded: Decoded, histories_of: HistoriesOf) -> Members:
         """Judge every behavior of a micro-batch."""
         raw = decoded.raw.append_column(_ROW, pa.array(np.arange(len(decoded.raw)), pa.int64()))
         living = self.log.living(raw)
@@ -156,7 +157,7 @@ class Membership:
         part = self._part_rows(tick, delivery, decoded, living.take(pa.array(rows[kept])))
         return Members(Behaviors.from_sorted(canonical), counts, quarantined, poison, part)
 
-    def append(self, tick: StreamTick, members: Members) -> Members:
+    def append(self, tick: Tick, members: Members) -> Members:
         """Append what was judged to the behavior log, for good; what a tick of that number appended first counts."""
         if members.part is not None:
             table = members.part.replace_schema_metadata({_COUNTS: json.dumps(members.counts).encode()})
@@ -174,7 +175,7 @@ class Membership:
         order = order[~again[order]]
         return rows[order].astype(np.int64), int(np.count_nonzero(again))
 
-    def _refused(self, table: pa.Table, kept: Int64s, tick: StreamTick, histories_of: HistoriesOf) -> np.ndarray:
+    def _refused(self, table: pa.Table, kept: Int64s, tick: Tick, histories_of: HistoriesOf) -> np.ndarray:
         """Why the cleaning rules refuse each of the rows ``kept``, or "": their entities' histories are the context."""
         rules = self.rules
         active = rules.max_per_day is not None or rules.burst is not None
@@ -188,7 +189,7 @@ class Membership:
         found[order] = refusals(both.take(pa.array(order)), self.contract, rules)
         return found[len(both) - len(kept) :]
 
-    def _part_rows(self, tick: StreamTick, delivery: Delivery, decoded: Decoded, rows: pa.Table) -> pa.Table:
+    def _part_rows(self, tick: Tick, delivery: Delivery, decoded: Decoded, rows: pa.Table) -> pa.Table:
         message = decoded.message[rows[_ROW].to_numpy()]
         origin = {
             SOURCE: pa.repeat(pa.scalar(delivery.source), len(rows)),

@@ -20,14 +20,17 @@ import numpy as np
 import pyarrow as pa
 
 from feast_embeddings.materialize.clock import now_us
+from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
-from feast_embeddings.materialize.stream.micro_batch import Applied, StreamTicks
+from feast_embeddings.materialize.stream.micro_batch import Applied, MicroBatches
 from feast_embeddings.materialize.stream.payloads import Decoded, decode
 from feast_embeddings.materialize.stream.source import Delivery, Source, joined
+from feast_embeddings.models.errors import HeldError
 
 OnTick = Callable[[Applied, int], None]
 _QUEUED = 2
 _IDLE_S = 0.2
+_HELD_S = 0.02
 
 
 @dataclass
@@ -61,7 +64,7 @@ class LaneWork:
 
     def __init__(
         self,
-        ticks: StreamTicks,
+        ticks: MicroBatches,
         source: Source,
         metrics: StreamMetrics,
         max_events: int = 2000,
@@ -144,8 +147,10 @@ class LaneWork:
             finally:
                 self._publisher.shutdown()
 
-    def _tick(self, batch: Batch, before: Future[None] | None) -> Future[None]:
-        tick = self.ticks.record(batch.delivery)
+    def _tick(self, batch: Batch, before: Future[None] | None) -> Future[None] | None:
+        tick = self._recorded(batch)
+        if tick is None:
+            return before
         applied = self.ticks.compute(tick, batch.delivery, batch.decoded)
         if before is not None:
             before.result()
@@ -153,13 +158,23 @@ class LaneWork:
         self._measure(batch, applied)
         return self._publisher.submit(self._publish, batch.delivery, applied)
 
+    def _recorded(self, batch: Batch) -> Tick | None:
+        """The micro-batch, once no refresh holds the stream back; None where the lane was stopped meanwhile."""
+        while not self._stop.is_set():
+            try:
+                return self.ticks.record(batch.delivery)
+            except HeldError:
+                self.metrics.beat()
+                self._stop.wait(_HELD_S)
+        return None
+
     def _publish(self, delivery: Delivery, applied: Applied) -> None:
         self.ticks.publish(applied)
         self.source.commit(delivery.positions)
         self.metrics.published(applied.tick.view, applied.tick.number)
         self.stats.ticks += 1
-        self.stats.behaviors += applied.counts["read"]
-        for what, count in applied.counts.items():
+        self.stats.behaviors += applied.found.counts["read"]
+        for what, count in applied.found.counts.items():
             self.stats.counts[what] = self.stats.counts.get(what, 0) + count
 
     def _next(self) -> Batch | None:
@@ -185,7 +200,7 @@ class LaneWork:
             self.metrics.stage(view, "total", np.maximum(done_us - arrived, 0) / 1e6)
         for stage, seconds in applied.seconds.items():
             self.metrics.stage(view, stage, seconds, len(batch.delivery))  # type: ignore[arg-type]
-        counts = dict(applied.counts)
+        counts = dict(applied.found.counts)
         self.metrics.late(view, counts.pop("late", 0))
         self.metrics.counted(view, counts)
         self.metrics.unknown(view, applied.unknown)

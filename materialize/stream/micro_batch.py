@@ -1,152 +1,135 @@
-"""The steps of one micro-batch; at whatever step a worker dies, whoever finishes it ends in the same bits.
+"""The micro-batches of one lane: recorded by their offsets, then taken through the steps of every tick.
 
-recorded → members (quarantine, then the part of the behavior log, exclusive) → staged (exclusive) → window → Redis
-(guarded by tick number) → embedding log and ledger → offsets committed. The steps from *staged* on are those of batch
-ticks, with the same files, the same guarded writes, and the same blend.
+A micro-batch's members are what its messages hold: judged, deduplicated against the recent past, and appended to the
+behavior log in a file created exclusively. Offsets are committed to the source only after the tick is published.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from feast import RepoConfig
 
-from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.declare.policy import Hybrid, Incremental, blend
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog, digest
-from feast_embeddings.materialize.files.embedding_log import LogStamp
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.leases import Lease
-from feast_embeddings.materialize.ledger.offsets import StreamLedger, StreamTick
-from feast_embeddings.materialize.ledger.records import Fill
-from feast_embeddings.materialize.online import fills as online
-from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
+from feast_embeddings.materialize.files.behavior_log import digest
+from feast_embeddings.materialize.ledger.records import Tick
+from feast_embeddings.materialize.ledger.ticks import MembersFound
 from feast_embeddings.materialize.stream.dead_letters import PoisonMessages
-from feast_embeddings.materialize.stream.judge import Members, Membership
+from feast_embeddings.materialize.stream.judge import Judge, Members
 from feast_embeddings.materialize.stream.payloads import Decoded, decode
 from feast_embeddings.materialize.stream.source import Delivery, Source
+from feast_embeddings.materialize.ticks.compute import UserVectors
+from feast_embeddings.materialize.ticks.hold import hold_resource
 from feast_embeddings.materialize.ticks.milestones import reached
-from feast_embeddings.models import HistoryBatch
-from feast_embeddings.models.encoder.batch import Float32s, Ids
-from feast_embeddings.models.errors import StreamError
-from feast_embeddings.transformations import Behaviors, Histories, extend
-from feast_embeddings.transformations.views.tags import EMBEDDING
+from feast_embeddings.materialize.ticks.pipeline import Pipeline
+from feast_embeddings.materialize.ticks.view_work import ViewWork
+from feast_embeddings.models.errors import DeclarationError, OvertakenError, StreamError
+from feast_embeddings.transformations import Behaviors
 
 
 @dataclass
 class Applied:
-    """What a tick came to, once its rows are servable.
+    """What a micro-batch came to.
 
     Attributes:
-        tick: The tick, with its window open.
-        counts: What became of its behaviors.
-        digest: Of the accepted ones.
+        tick: The tick; its window is open once its rows are servable.
+        found: What became of its behaviors.
         rows: Rows of vectors written.
         seconds: How long each stage took: encode, stage, write.
         unknown: Behaviors with an item that the encoder does not know.
     """
 
-    tick: StreamTick
-    counts: Mapping[str, int]
-    digest: str
-    rows: int
+    tick: Tick
+    found: MembersFound
+    rows: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     unknown: int = 0
 
 
-class StreamTicks:
-    """Applies the micro-batches of one lane of one view; used by one thread, but for :meth:`publish`."""
+class MicroBatches:
+    """Applies the micro-batches of one lane of one view; used by one thread, but for :meth:`publish`.
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        store: EmbeddingOnlineStore,
-        config: RepoConfig,
-        spec: EmbeddingSpec,
-        source: BehaviorLog,
-        lease: Lease,
-        lane: str,
-        lateness_us: int | None = None,
-    ) -> None:
-        self.workspace, self.store, self.config, self.spec = workspace, store, config, spec
-        self.ledger, self.stream = workspace.ledger, StreamLedger(workspace.ledger)
-        self.log, self.lease, self.lane = workspace.log(spec), lease, lane
-        self.contract = source.contract
-        self.membership = Membership(source, spec.view, lateness_us)
-        self.poison = PoisonMessages(workspace.state / "quarantine" / "messages")
-        self._spaces: dict[str, str] = {}
-        self._published_us = 0
+    Args:
+        work: The lane's means; its writes to the ledger are under the lane's lease alone.
+        project: Feast project.
+        lane: Name of the lane.
+        lateness_us: Behaviors that happened longer before a tick's end are refused; None: none is.
+    """
 
-    def take_up(self, source: Source) -> list[StreamTick]:
+    def __init__(self, work: ViewWork, project: str, lane: str, lateness_us: int | None = None) -> None:
+        if work.source is None:
+            raise DeclarationError(f"View {work.spec.view!r} has no behaviors of its own: stream its user view.")
+        self.work, self.view, self.lane, self.lease = work, work.spec.view, lane, work.lease
+        self.contract = work.source.contract
+        self.pipeline = Pipeline(work)
+        self.judge = Judge(work.source, self.view, lateness_us)
+        self._vectors = UserVectors(work, work.source)
+        self._hold = hold_resource(project, self.view)
+        self._poison = PoisonMessages(work.workspace.state / "quarantine" / "messages")
+
+    def take_up(self, source: Source) -> list[Tick]:
         """Finish what a stopped worker of this lane left, in order; then the lane may go on."""
-        found = self.stream.open_ticks(self.spec.view, self.lane)
-        self.membership.remember(source.partitions, [tick.number for tick in found])
+        self.work.check()
+        found = self.work.ledger.open_micro_batches(self.view, self.lane)
+        self.judge.remember(source.partitions, [tick.number for tick in found])
         for tick in found:
             if tick.source != source.name:
                 raise StreamError(
                     f"Tick {tick.number} of view {tick.view!r} was begun from source {tick.source!r}, and this worker "
                     f"reads {source.name!r}: run a worker on {tick.source!r} once, which finishes it."
                 )
-            members = self.membership.find(tick)
+            members = self.judge.find(tick)
             delivery = source.replay(tick.ranges) if members is None else None
             decoded = None if delivery is None else decode(delivery.payloads, self.contract)
-            applied = self.apply(tick, delivery, decoded, members)
-            self.publish(applied)
+            self.publish(self.apply(tick, delivery, decoded, members))
             source.commit(tick.positions)
         return found
 
-    def record(self, delivery: Delivery) -> StreamTick:
-        """Record a micro-batch."""
-        tick = self.stream.record(
-            self.lease, self.spec.view, self.lane, delivery.source, delivery.ranges, self._longest_context
-        )
+    def record(self, delivery: Delivery) -> Tick:
+        """Record a micro-batch, once the encoders of all fills that it writes are checked.
+
+        Raises:
+            HeldError: A refresh is at its last round: try again in a moment.
+        """
+        while True:
+            try:
+                tick = self.work.ledger.record_micro_batch(
+                    self.view, self.lane, delivery.source, delivery.ranges, self.work.longest_context, self._hold
+                )
+                break
+            except OvertakenError:
+                self.work.check()
         reached("recorded")
         return tick
 
     def compute(
-        self, tick: StreamTick, delivery: Delivery | None, decoded: Decoded | None, members: Members | None = None
+        self, tick: Tick, delivery: Delivery | None, decoded: Decoded | None, members: Members | None = None
     ) -> Applied:
         """Everything up to the staged files; nothing that reads return has changed yet.
 
-        Pass either the messages, or the members that :meth:`Membership.find` found.
+        Pass either the messages, or the members that :meth:`Judge.find` found.
         """
-        began = time.perf_counter()
         if members is None:
             assert delivery is not None and decoded is not None  # noqa: S101, PT018 - one or the other
-            members = self.membership.judge(tick, delivery, decoded, self._read_history)
-            if len(members.quarantined) or len(members.poison):
-                self.workspace.quarantine().write(self.spec.view, tick.number, members.quarantined)
-                self.poison.write(self.spec.view, tick.number, members.poison)
-        self.membership.append(tick, members)
+            members = self.judge.members(tick, delivery, decoded, self.work.read_histories)
+            self._keep_refused(tick, members)
+        behaviors = members.behaviors
+        self.judge.append(tick, members)
         reached("members")
-        applied = Applied(tick, members.counts, digest(members.behaviors), 0)
-        if not self._staged(tick):
-            self._stage(tick, members.behaviors, applied, began)
-        reached("staged")
+        applied = Applied(tick, MembersFound(len(behaviors), digest(behaviors), members.counts))
+        self.pipeline.compute(tick, lambda tick: self._vectors.stage(tick, behaviors))
+        applied.seconds |= self._vectors.seconds
+        applied.unknown = self._unknown(tick, behaviors)
         return applied
 
     def write(self, applied: Applied) -> None:
         """Open the window, and write the staged rows to Redis: from now on they are served."""
         began = time.perf_counter()
-        applied.tick = tick = self.stream.begin_write(self.lease, applied.tick)
-        reached("window")
-        for fill in self._targets(tick):
-            staged = self.log.staged(fill.fill, tick.number)
-            if staged is not None and len(staged[0]):
-                self._write_fill(tick, fill.fill, *staged)
-                applied.rows = max(applied.rows, len(staged[0]))
-        history = self.log.staged_history(tick.number)
-        if history is not None and len(history[0]):
-            self._write_history(tick, *history)
-        reached("written")
+        applied.tick, applied.rows = self.pipeline.write(applied.tick)
         applied.seconds["write"] = time.perf_counter() - began
 
     def apply(
-        self, tick: StreamTick, delivery: Delivery | None, decoded: Decoded | None, members: Members | None = None
+        self, tick: Tick, delivery: Delivery | None, decoded: Decoded | None, members: Members | None = None
     ) -> Applied:
         """:meth:`compute`, then :meth:`write`."""
         applied = self.compute(tick, delivery, decoded, members)
@@ -155,89 +138,14 @@ class StreamTicks:
 
     def publish(self, applied: Applied) -> None:
         """The log and one commit of the ledger; offsets may be committed to the source after it."""
-        tick = applied.tick
-        self._published_us = max(now_us(), self._published_us + 1, (tick.window_start_us or 0) + 1)
-        us = self._published_us
-        if applied.rows:
-            for fill in self._targets(tick):
-                stamp = LogStamp(fill.fill, fill.space, tick.number, tick.end_us, tick.window_start_us or us, us)
-                self.log.publish(stamp, live=fill.state == "live")
-        reached("logged")
-        self.stream.publish(self.lease, tick, applied.counts, applied.digest, applied.rows, us)
-        self.log.drop_staged(tick.number, tick.fills)
-        reached("published")
+        self.pipeline.publish(applied.tick, applied.rows, applied.found)
 
-    # ── compute ──────────────────────────────────────────────────────────────────────────────────────────
+    def _keep_refused(self, tick: Tick, members: Members) -> None:
+        if len(members.quarantined) or len(members.poison):
+            self.work.workspace.quarantine().write(self.view, tick.number, members.quarantined)
+            self._poison.write(self.view, tick.number, members.poison)
 
-    def _stage(self, tick: StreamTick, behaviors: Behaviors, applied: Applied, began: float) -> None:
-        ids = behaviors.entities
-        fills = self._targets(tick)
-        batch = extend(self._read_history(ids, tick.end_us), ids, behaviors, tick.kept, tick.end_us)
-        policy = self.policy
-        seen = batch if policy.context == "window" else Histories(behaviors).as_of(ids, tick.end_us, tick.kept)
-        extracted = {space: self.workspace.encoder(space).encode(seen) for space in {fill.space for fill in fills}}
-        vectors = {fill.fill: self._blended(tick, fill, ids, extracted[fill.space], policy) for fill in fills}
-        applied.unknown = self._unknown(behaviors, fills)
-        applied.seconds["encode"] = time.perf_counter() - began
-        staging = time.perf_counter()
-        self.log.stage_history(tick.number, ids, batch)
-        for name, matrix in vectors.items():
-            self.log.stage(name, tick.number, ids, matrix)
-        applied.seconds["stage"] = time.perf_counter() - staging
-
-    def _blended(self, tick: StreamTick, fill: Fill, ids: Ids, extracted: Float32s, policy: Incremental) -> Float32s:
-        if policy.half_life is None and not policy.alpha:
-            return extracted
-        old = online.read_fill(
-            self.store, self.config, view_name=self.spec.view, join_key=self.spec.join_key, fill=fill.fill,
-            feature=EMBEDDING, dim=self.spec.dim, ids=ids,
-        )  # fmt: skip
-        alphas = policy.alphas(np.where(old.found, tick.end_us - old.tick_end_us, 0))
-        return blend(old.vectors, extracted, alphas, old.found)
-
-    @property
-    def policy(self) -> Incremental:
-        """How ticks encode and blend: that of the view's batch ticks."""
-        policy = self.spec.policy
-        if isinstance(policy, Hybrid):
-            return policy.incremental
-        return policy if isinstance(policy, Incremental) else Incremental()
-
-    def _read_history(self, ids: Ids, as_of_us: int) -> HistoryBatch:
-        return online.read_history(
-            self.store, self.config, view_name=self.spec.history, join_key=self.spec.join_key, ids=ids,
-            as_of_us=as_of_us, item_dtype=self.contract.item_dtype,
-        )  # fmt: skip
-
-    def _write_fill(self, tick: StreamTick, fill: str, ids: Ids, vectors: Float32s) -> None:
-        online.write_fill(
-            self.store, self.config, view_name=self.spec.view, join_key=self.spec.join_key, fill=fill,
-            feature=EMBEDDING, tick=tick.number, tick_end_us=tick.end_us, event_time_us=tick.window_start_us or 0,
-            ids=ids, vectors=vectors, on_chunk=self._on_chunk, storage=self.spec.storage,
-        )  # fmt: skip
-
-    def _write_history(self, tick: StreamTick, ids: Ids, batch: HistoryBatch) -> None:
-        online.write_history(
-            self.store, self.config, view_name=self.spec.history, join_key=self.spec.join_key, tick=tick.number,
-            tick_end_us=tick.end_us, event_time_us=tick.window_start_us or 0, ids=ids, batch=batch,
-            item_dtype=self.contract.item_dtype, on_chunk=self._on_chunk,
-        )  # fmt: skip
-
-    def _staged(self, tick: StreamTick) -> bool:
-        return self.log.has_staged(tick.number, [fill.fill for fill in self._targets(tick)], history=True)
-
-    def _targets(self, tick: StreamTick) -> list[Fill]:
-        """The fills a tick writes, without those that a cutover has retired since."""
-        states = ("live", "retained", "ready")
-        return [fill for fill in self.ledger.fills(view=self.spec.view, states=states) if fill.fill in tick.fills]
-
-    def _longest_context(self, spaces: Sequence[str]) -> int:
-        return max(self.workspace.encoder(space).context for space in spaces)
-
-    def _unknown(self, behaviors: Behaviors, fills: list[Fill]) -> int:
-        index = getattr(self.workspace.encoder(fills[-1].space), "items", None) if fills else None
+    def _unknown(self, tick: Tick, behaviors: Behaviors) -> int:
+        fills = self.work.targets(tick)
+        index = getattr(self.work.encoder(fills[-1].space), "items", None) if fills else None
         return 0 if index is None else int(np.count_nonzero(index.rows(behaviors.items) == 0))
-
-    def _on_chunk(self, _rows: int) -> None:
-        reached("chunk")
-        self.lease.check()

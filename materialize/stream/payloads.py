@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
+from feast_embeddings.materialize.files.appended import raw_schema
 from feast_embeddings.materialize.stream.json_rows import BadPayloadError, row_of
 from feast_embeddings.models.encoder.batch import Int64s
 from feast_embeddings.models.errors import BehaviorSourceError
@@ -32,7 +33,6 @@ MAX_ROWS: Final = 100_000
 _ARROW_MARK: Final = b"\xff\xff\xff\xff"
 _FEW: Final = 8
 _READ = pj.ReadOptions(use_threads=False, block_size=1 << 30)
-_ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
 
 
 @dataclass(slots=True)
@@ -48,20 +48,6 @@ class Decoded:
     raw: pa.Table
     message: Int64s
     poison: dict[int, str] = field(default_factory=dict)
-
-
-def raw_schema(contract: BehaviorContract) -> pa.Schema:
-    """The contract's source columns, as streams carry them and as they are appended to the behavior log."""
-    types = {
-        "entity": _ID_TYPES[contract.entity_dtype],
-        "item": _ID_TYPES[contract.item_dtype],
-        "behavior_type": pa.string(),
-        "event_time": TIMESTAMP,
-        "value": pa.float64(),
-        "created_time": TIMESTAMP,
-        "dedup_id": pa.string(),
-    }
-    return pa.schema([(column, types[role]) for role, column in contract.columns.items()])
 
 
 def decode(payloads: Sequence[bytes], contract: BehaviorContract) -> Decoded:

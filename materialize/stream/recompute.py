@@ -13,18 +13,24 @@ import pyarrow.parquet as pq
 from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.declare.policy import Hybrid, Incremental, blend
+from feast_embeddings.materialize.declare.policy import Incremental, blend, ticks_of
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
-from feast_embeddings.materialize.files.appended import TICK, erased_rows, parts_folder, parts_of, raw_rows, uncovered
+from feast_embeddings.materialize.files.appended import (
+    TICK,
+    erased_rows,
+    parts_folder,
+    parts_of,
+    raw_rows,
+    raw_schema,
+    uncovered,
+)
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.embedding_log import ids_of, matrix_of
 from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.offsets import StreamLedger, StreamTick
-from feast_embeddings.materialize.ledger.records import RECEIVING, Fill
+from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Tick
 from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.stream.declared import behavior_log_of, user_spec
-from feast_embeddings.materialize.stream.payloads import raw_schema
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
 from feast_embeddings.models.errors import LedgerError
@@ -89,7 +95,7 @@ class _Replay:
         self.encoder = workspace.encoder(fill.space)
         self.ticks = [
             tick
-            for tick in StreamLedger(workspace.ledger).ticks(spec.view, fill.tick)
+            for tick in workspace.ledger.micro_batches(spec.view, fill.tick)
             if fill.fill in tick.fills
         ]  # fmt: skip
         self.ends: dict[int | str, int] = {}
@@ -103,7 +109,7 @@ class _Replay:
         members, erased = self._members(), erased_rows(self.folder, self.spec.view)
         for tick in self.ticks:
             rows = members.get(tick.number)
-            expected = (tick.counts or {}).get("applied", 0) - erased[tick.number]
+            expected = (tick.members or 0) - erased[tick.number]
             if (0 if rows is None else len(rows)) != expected:
                 raise LedgerError(
                     f"Tick {tick.number} of view {self.spec.view!r} applied {expected} behaviors, and the behavior log "
@@ -132,7 +138,7 @@ class _Replay:
         before = self._raw_before(first)
         behaviors = prepare(self.log.living(before), self.log.contract, self.log.rules, now_us()).behaviors
         ids = behaviors.entities
-        self._keep(ids, Histories(behaviors).as_of(ids, self.ticks[0].end_us, self.ticks[0].kept))
+        self._keep(ids, Histories(behaviors).as_of(ids, self.ticks[0].end_us, self.ticks[0].kept or 1))
 
     def _raw_before(self, first: int) -> pa.Table:
         """Raw rows of the behavior log that no micro-batch from ``first`` on appended."""
@@ -155,12 +161,12 @@ class _Replay:
             for number, start, end in zip(numbers, starts.tolist(), ends, strict=True)
         }
 
-    def _tick(self, tick: StreamTick, rows: pa.Table, replayed: Replayed) -> None:
+    def _tick(self, tick: Tick, rows: pa.Table, replayed: Replayed) -> None:
         behaviors = Behaviors(rows)
         ids = behaviors.entities
-        batch = extend(self._stored(ids, tick.end_us), ids, behaviors, tick.kept, tick.end_us)
-        policy = self._policy()
-        seen = batch if policy.context == "window" else Histories(behaviors).as_of(ids, tick.end_us, tick.kept)
+        batch = extend(self._stored(ids, tick.end_us), ids, behaviors, tick.kept or 1, tick.end_us)
+        policy = ticks_of(self.spec.policy)
+        seen = batch if policy.context == "window" else Histories(behaviors).as_of(ids, tick.end_us, tick.kept or 1)
         vectors = self._blended(ids, tick, self.encoder.encode(seen), policy, replayed)
         self._keep(ids, batch)
         for entity, vector in zip(ids.tolist(), vectors, strict=True):
@@ -168,21 +174,13 @@ class _Replay:
             self.ends[entity] = tick.end_us
         replayed.rows += len(ids)
 
-    def _blended(
-        self, ids: Ids, tick: StreamTick, extracted: Float32s, policy: Incremental, replayed: Replayed
-    ) -> Float32s:
+    def _blended(self, ids: Ids, tick: Tick, extracted: Float32s, policy: Incremental, replayed: Replayed) -> Float32s:
         listed = ids.tolist()
         found = np.array([each in replayed.vectors for each in listed], np.bool_)
         nothing = bytes(4 * self.spec.dim)
         old = np.frombuffer(b"".join(replayed.vectors.get(each, nothing) for each in listed), np.float32)
         elapsed: Int64s = np.array([tick.end_us - self.ends.get(each, tick.end_us) for each in listed], np.int64)
         return blend(old.reshape(-1, self.spec.dim), extracted, policy.alphas(elapsed), found)
-
-    def _policy(self) -> Incremental:
-        policy = self.spec.policy
-        if isinstance(policy, Hybrid):
-            return policy.incremental
-        return policy if isinstance(policy, Incremental) else Incremental()
 
     def _keep(self, ids: Ids, batch: HistoryBatch) -> None:
         for row, entity in enumerate(ids.tolist()):

@@ -8,11 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import sqlalchemy as sa
-
-from feast_embeddings.materialize.ledger.database import Ledger
-from feast_embeddings.materialize.ledger.leases import Lease, _alive, _real_us, held
-from feast_embeddings.materialize.ledger.schema import leases
+from feast_embeddings.materialize.ledger.leases import Lease, held, held_under, lanes_held
+from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.models.errors import FeastEmbeddingsError, LeaseError
 
 _POLL_S = 0.05
@@ -21,11 +18,6 @@ _POLL_S = 0.05
 def lane_name(lane: int, lanes: int) -> str:
     """Name of a lane: ``"0/2"``."""
     return f"{lane}/{lanes}"
-
-
-def lane_resource(project: str, view: str, lane: str) -> str:
-    """Name of the lease on a lane."""
-    return f"{_lanes(project, view)} {lane}"
 
 
 def worker_resource(project: str, view: str, worker: str) -> str:
@@ -45,17 +37,12 @@ def left_resource(project: str, view: str) -> str:
 
 def workers_there(ledger: Ledger, project: str, view: str) -> int:
     """How many workers of a view's stream are alive."""
-    return len(_held(ledger, _workers(project, view)))
-
-
-def lanes_held(ledger: Ledger, project: str, view: str) -> list[str]:
-    """Leases of a view's lanes that somebody alive holds."""
-    return _held(ledger, _lanes(project, view))
+    return len(held_under(ledger, _workers(project, view)))
 
 
 def is_paused(ledger: Ledger, project: str, view: str) -> bool:
     """Whether somebody holds the pause."""
-    return bool(_held(ledger, pause_resource(project, view)))
+    return bool(held_under(ledger, pause_resource(project, view)))
 
 
 @contextmanager
@@ -114,17 +101,5 @@ def presence(ledger: Ledger, project: str, view: str, worker: str, seconds: floa
         lease.release()
 
 
-def _lanes(project: str, view: str) -> str:
-    return f"lane of the stream of view {view!r} of project {project!r}:"
-
-
 def _workers(project: str, view: str) -> str:
     return f"worker of the stream of view {view!r} of project {project!r}:"
-
-
-def _held(ledger: Ledger, prefix: str) -> list[str]:
-    query = sa.select(leases).where(leases.c.resource.startswith(prefix, autoescape=True))
-    with ledger.reading() as connection:
-        rows = connection.execute(query).mappings().all()
-    now = _real_us()
-    return [row["resource"] for row in rows if row["expires_us"] > now and _alive(row["owner"])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -117,16 +116,6 @@ def partition_of(entity_id: int | str, partitions: int) -> int:
 def lane_partitions(lane: int, lanes: int, partitions: int) -> tuple[int, ...]:
     """The partitions of lane ``lane`` of ``lanes``."""
     return tuple(range(lane, partitions, lanes))
-
-
-def ranges_to_json(ranges: Ranges) -> str:
-    """Ranges as the ledger keeps them."""
-    return json.dumps({str(partition): list(bounds) for partition, bounds in sorted(ranges.items())})
-
-
-def ranges_from_json(text: str) -> dict[int, tuple[int, int]]:
-    """The inverse of :func:`ranges_to_json`."""
-    return {int(partition): (first, last) for partition, (first, last) in json.loads(text).items()}
 
 
 def joined(source: str, parts: Sequence[Delivery]) -> Delivery | None:

@@ -17,17 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from feast_embeddings.materialize.ledger.database import Ledger
-from feast_embeddings.materialize.ledger.leases import Lease, held, holder
-from feast_embeddings.materialize.ledger.offsets import StreamLedger
+from feast_embeddings.materialize.ledger.leases import Lease, held, holder, lane_resource, lanes_held
+from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.stream.lane import LaneStats, LaneWork, OnTick
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
-from feast_embeddings.materialize.stream.micro_batch import StreamTicks
+from feast_embeddings.materialize.stream.micro_batch import MicroBatches
 from feast_embeddings.materialize.stream.sharing import (
     is_paused,
     lane_name,
-    lane_resource,
-    lanes_held,
     left_resource,
     presence,
     workers_there,
@@ -63,7 +60,7 @@ class StreamOptions:
 
 OpenSource = Callable[[tuple[int, ...], dict[int, int], str], Source]
 """Opens partitions of the source behind recorded positions, as a named worker."""
-MakeTicks = Callable[[Lease, str], StreamTicks]
+MakeTicks = Callable[[Lease, str], MicroBatches]
 """What applies the micro-batches of a lane, given its lease and name."""
 
 
@@ -93,7 +90,6 @@ class StreamWorker:
             )
         self.ledger, self.project, self.view, self.source_name = ledger, project, view, source_name
         self.options, self.metrics = options, metrics or StreamMetrics()
-        self.stream = StreamLedger(ledger)
         self.name = uuid.uuid4().hex[:12]
         self.taken_up = 0
         self._open_source, self._make_ticks, self._background = open_source, make_ticks, background
@@ -174,7 +170,11 @@ class StreamWorker:
 
     def _finished_left(self) -> bool:
         """Finish ticks that dead workers began in another number of lanes; whether none is left, so lanes may begin."""
-        left = {tick.lane for tick in self.stream.open_ticks(self.view) if not self._is_mine(tick.lane)}
+        left = {
+            lane
+            for tick in self.ledger.open_micro_batches(self.view)
+            if (lane := tick.lane) and not self._is_mine(lane)
+        }
         resource = left_resource(self.project, self.view)
         if not left:
             return holder(self.ledger, resource) is None
@@ -212,7 +212,7 @@ class StreamWorker:
     def _is_mine(self, lane: str) -> bool:
         return lane.endswith(f"/{self.options.lanes}")
 
-    def _opened(self, name: str, partitions: tuple[int, ...]) -> tuple[StreamTicks, Source] | None:
+    def _opened(self, name: str, partitions: tuple[int, ...]) -> tuple[MicroBatches, Source] | None:
         """A lane under its lease, with what was left of it finished; None where another worker has it."""
         lease = Lease(self.ledger, lane_resource(self.project, self.view, name), self.options.lease_s)
         source = None
@@ -221,7 +221,7 @@ class StreamWorker:
             if is_paused(self.ledger, self.project, self.view):  # it may have begun before the lease was there
                 lease.release()
                 return None
-            source = self._open_source(partitions, self.stream.positions(self.view, self.source_name), self.name)
+            source = self._open_source(partitions, self.ledger.positions(self.view, self.source_name), self.name)
             ticks = self._make_ticks(lease, name)
             self.taken_up += len(ticks.take_up(source))
         except BaseException as error:

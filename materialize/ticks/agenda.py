@@ -12,8 +12,7 @@ from feast_embeddings.materialize.clock import iso
 from feast_embeddings.materialize.declare.policy import Due, Incremental, due
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.follows import UnseenLedger
-from feast_embeddings.materialize.ledger.offsets import StreamLedger
+from feast_embeddings.materialize.ledger.follows import Follows
 from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Tick
 from feast_embeddings.models.errors import TickError
 
@@ -33,7 +32,7 @@ class Agenda:
         self.spec, self.view = spec, spec.view
         self._notice = notice
         self._created = created
-        self._unseen = UnseenLedger(self.ledger, spec.view, spec.users) if spec.users else None
+        self._unseen = Follows(self.ledger, spec.view, spec.users) if spec.users else None
 
     def due(self, end_us: int) -> list[Due]:
         """Units of work due up to a time, in order; a refresh that is being made counts as done."""
@@ -73,7 +72,7 @@ class Agenda:
         return self._stream_end_us() is not None
 
     def _stream_end_us(self) -> int | None:
-        return StreamLedger(self.ledger).last_end_us(self.view) if self.spec.tower == "user" else None
+        return self.ledger.stream_end_us(self.view) if self.spec.tower == "user" else None
 
     def record_tick(self, unit: Due) -> Tick:
         """Record the next tick: the one that is due, or a bridge before it.

@@ -1,21 +1,36 @@
-"""Catching up: applies to a fill that is being made the ticks that were recorded after its refresh.
+"""Catching up: applies to a fill that is being made the ticks that were recorded after its refresh, a stream's too.
 
-In the order of their numbers, with the same members, the same policy and the same files on disk as ticks have: the
-fill ends as if the refresh had been done first and those ticks afterwards, whatever stops the work in between.
+With the same members, the same policy and in the order of their numbers: the fill ends as if the refresh had been done
+first and those ticks afterwards, whatever stops the work in between. Many ticks are encoded at once, and staged in one
+file, which is created exclusively and names them: whoever finds it applies it and computes nothing.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
 
+import numpy as np
+import pyarrow as pa
+
+from feast_embeddings.materialize.declare.policy import blend
+from feast_embeddings.materialize.declare.storage import as_stored
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.ledger.database import Ledger
+from feast_embeddings.materialize.files.staged import CaughtUp, StagedHistories
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.ticks.view_work import ViewWork
 from feast_embeddings.models import HistoryBatch
-from feast_embeddings.models.encoder.batch import Ids
-from feast_embeddings.transformations import Behaviors, Histories
+from feast_embeddings.models.encoder.batch import Float32s, Int64s
+from feast_embeddings.transformations import Behaviors
+from feast_embeddings.transformations.behaviors.ordering import lex_order
+from feast_embeddings.transformations.behaviors.table import content_keys
+from feast_embeddings.transformations.histories.histories import merged
+
+MOST_TICKS: Final = 128
+"""Ticks that are applied at once, at most."""
 
 
 class CatchUp:
@@ -23,86 +38,176 @@ class CatchUp:
 
     Args:
         work: The refresh's means.
+        source: The view's behaviors.
         refresh: The refresh; its own rows are in Redis.
     """
 
-    def __init__(self, work: ViewWork, refresh: Tick) -> None:
-        self.work, self.refresh = work, refresh
+    def __init__(self, work: ViewWork, source: BehaviorLog, refresh: Tick) -> None:
+        self.work, self.source, self.refresh = work, source, refresh
         self.fill = work.ledger.fill(refresh.fills[0])
-        self._done: set[int] = set()
+        self._ticks: dict[int, Tick] = {}  # what was applied, and what is being applied
+        self._members = _Members.none(source)
 
     def apply(self) -> int:
         """Apply the ticks that were published meanwhile; returns how many.
 
-        A tick may be published while the earlier ones are applied: call it again until it returns 0. Only under the
-        lease of the ticks does that last.
+        A tick may be published while the earlier ones are applied: call it again until it returns 0. Only while no
+        tick is at work does that last.
         """
-        found = [tick for tick in _later(self.work.ledger, self.refresh) if tick.number not in self._done]
-        for tick in found:
-            if not tick.bridges(self.refresh):
-                self._apply(tick)
-            self._done.add(tick.number)
-        return len(found)
+        if not self._ticks:
+            self._take_up()
+        found = self.work.ledger.ticks_after(self.work.spec.view, self.refresh.number)
+        waiting = [tick for tick in found if tick.number not in self._ticks]
+        for start in range(0, len(waiting), MOST_TICKS):
+            self._apply(waiting[start : start + MOST_TICKS])
+        return len(waiting)
 
-    def _apply(self, tick: Tick) -> None:
-        log, fill = self.work.log, self.fill.fill
+    def _take_up(self) -> None:
+        """Apply again what a stopped refresh had staged."""
+        staged = list(self.work.log.caught_up(self.fill.fill))
+        if staged:
+            numbers = {number for rows in staged for number in rows.ticks}
+            found = self.work.ledger.ticks_after(self.work.spec.view, self.refresh.number)
+            self._learn([tick for tick in found if tick.number in numbers or tick.bridges(self.refresh)])
+            for rows in staged:
+                self._write(rows)
+
+    def _learn(self, ticks: Sequence[Tick]) -> None:
+        self._ticks |= {tick.number: tick for tick in ticks}
+        own = [tick for tick in ticks if not tick.bridges(self.refresh)]  # those of a bridge are the refresh's own
+        self._members = self._members.joined(_Members.of(self.source, own))
+
+    def _apply(self, ticks: Sequence[Tick]) -> None:
         self.work.lease.check()
-        if log.caught_up(fill, tick.number) is None:
-            ids, vectors = self._computed(tick)
-            self.work.lease.check()
-            log.stage_caught_up(fill, tick.number, ids, vectors)
+        self._learn(ticks)
+        own = [tick for tick in ticks if not tick.bridges(self.refresh)]
+        if not own:
+            return
+        self.work.log.stage_caught_up(self.fill.fill, self._computed(own))
         reached("caught-up-staged")
-        staged = log.caught_up(fill, tick.number)
-        assert staged is not None, tick  # noqa: S101 - staged above
-        self.work.write_vectors(tick, fill, *staged)
+        last = max(tick.number for tick in own)
+        (rows,) = [rows for rows in self.work.log.caught_up(self.fill.fill) if max(rows.ticks) == last]
+        self._write(rows)
         reached("caught-up")
 
-    def _computed(self, tick: Tick) -> tuple[Ids, np.ndarray]:
-        """Entities [n] of a tick, and their blended vectors, float32 [n, dim]."""
-        work, source = self.work, self.work.source
-        assert source is not None, tick  # noqa: S101 - items have no ticks
-        behaviors = source.members(tick).behaviors
-        ids, length = behaviors.entities, work.kept(self.refresh)
-        if work.policy.context == "window":
-            batch = histories_after(work.ledger, source, self.refresh, tick, behaviors, length)
-        else:
-            batch = Histories(behaviors).as_of(ids, tick.end_us, length)
-        extracted = work.encode(work.encoder(self.fill), batch)
-        return ids, work.blended(tick, self.fill.fill, ids, extracted)
+    def _write(self, rows: CaughtUp) -> None:
+        for number in np.unique(rows.tick).tolist():
+            own = np.flatnonzero(rows.tick == number)
+            self.work.write_vectors(self._ticks[number], self.fill.fill, rows.ids[own], rows.vectors[own])
+
+    # ── compute ──────────────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def _stored_histories(self) -> StagedHistories:
+        return self.work.log.staged_histories(self.refresh.number)
+
+    def _computed(self, ticks: Sequence[Tick]) -> CaughtUp:
+        """What ticks make of the fill: each of their entities, as the last of them leaves it."""
+        policy, numbers = self.work.policy, [tick.number for tick in ticks]
+        pairs = self._members.pairs(numbers)
+        last = np.append(pairs.entity[1:] != pairs.entity[:-1], np.ones(min(len(pairs.entity), 1), np.bool_))
+        blends = policy.half_life is not None or bool(policy.alpha)
+        if not blends:  # what the ticks before an entity's last one made of it is overwritten
+            pairs, last = pairs.take(np.flatnonzero(last)), np.ones(int(last.sum()), np.bool_)
+        ends_us = np.array([self._ticks[number].end_us for number in pairs.tick.tolist()], np.int64)
+        batch = self._histories(pairs, ends_us, window=policy.context == "window")
+        vectors = self.work.encode(self.work.encoder(self.fill.space), batch)
+        ids = self._members.behaviors.entities[pairs.entity]
+        if blends:
+            vectors = self._blended(pairs, ends_us, vectors)
+        at = np.flatnonzero(last)
+        return CaughtUp(ids[at], vectors[at], pairs.tick[at], tuple(numbers))
+
+    def _histories(self, pairs: _Pairs, ends_us: Int64s, *, window: bool) -> HistoryBatch:
+        """The history of each pair as its tick leaves it, or of the tick's own behaviors alone."""
+        members = self._members
+        ids, length = members.behaviors.entities[pairs.entity], self.work.kept(self.refresh)
+        before = self._stored_histories.of(ids) if window else _nothing(len(ids), members.behaviors)
+        start = members.behaviors.offsets[:-1][pairs.entity] if window else pairs.start
+        counts = pairs.end - start
+        owner = np.repeat(np.arange(len(ids)), counts)
+        rows = np.repeat(start - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts) + np.arange(counts.sum())
+        rows = members.by_tick[rows]
+        found = members.behaviors
+        columns = (found.items[rows], found.behavior_types[rows], found.times_us[rows], found.values[rows])
+        return merged(before, owner, *columns, length, ends_us)
+
+    def _blended(self, pairs: _Pairs, ends_us: Int64s, extracted: Float32s) -> Float32s:
+        """The vectors [n] of pairs, each blended with what the tick before had made of its entity."""
+        first = np.flatnonzero(np.append(True, pairs.entity[1:] != pairs.entity[:-1]))
+        place = np.arange(len(pairs.entity)) - np.repeat(first, np.diff([*first.tolist(), len(pairs.entity)]))
+        owner = np.cumsum(place == 0) - 1
+        old = self.work.stored(self.fill.fill, self._members.behaviors.entities[pairs.entity[first]])
+        vectors, found, old_end_us = old.vectors.copy(), old.found.copy(), old.tick_end_us.copy()
+        made = np.empty_like(extracted)
+        for turn in range(int(place.max(initial=-1)) + 1):
+            rows = np.flatnonzero(place == turn)
+            of = owner[rows]
+            alphas = self.work.policy.alphas(np.where(found[of], ends_us[rows] - old_end_us[of], 0))
+            blended = blend(vectors[of], extracted[rows], alphas, found[of])
+            made[rows] = vectors[of] = as_stored(blended, self.work.spec.storage)
+            found[of], old_end_us[of] = True, ends_us[rows]
+        return made
 
 
-def histories_after(
-    ledger: Ledger, source: BehaviorLog, refresh: Tick, tick: Tick, behaviors: Behaviors, length: int
-) -> HistoryBatch:
-    """Histories as a tick leaves them that comes after a refresh, all from the behavior log.
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Entities and ticks that have behaviors of theirs, by entity and then by tick; [n] each.
 
-    Args:
-        ledger: Names the ticks in between.
-        source: The behaviors.
-        refresh: Where the histories start anew.
-        tick: The tick.
-        behaviors: Its members.
-        length: Longest history to keep.
-
-    Returns:
-        One history for each of the tick's entities, as of its end.
+    Attributes:
+        entity: int64, which of the entities.
+        tick: int64, number of the tick.
+        start, end: int64, the tick's behaviors of the entity, in the order of ``_Members.by_tick``.
     """
-    ids = behaviors.entities
-    parts = [source.until(refresh.end_us, refresh.created_until_us, entities=ids)]
-    if not tick.bridges(refresh):  # those of a bridge are the refresh's own
-        between = [each for each in _later(ledger, refresh) if each.number < tick.number]
-        parts += [_of(source.members(each).behaviors, ids) for each in between if not each.bridges(refresh)]
-        parts.append(behaviors)
-    return Histories(Behaviors.concat(parts)).as_of(ids, tick.end_us, length)
+
+    entity: Int64s
+    tick: Int64s
+    start: Int64s
+    end: Int64s
+
+    def take(self, rows: Int64s) -> _Pairs:
+        return _Pairs(self.entity[rows], self.tick[rows], self.start[rows], self.end[rows])
 
 
-def _later(ledger: Ledger, refresh: Tick) -> list[Tick]:
-    """Published incremental ticks that were recorded after a refresh, in order."""
-    found = ledger.published_ticks(refresh.view, after=refresh.number)
-    return [tick for tick in found if tick.kind == "incremental"]
+class _Members:
+    """Behaviors of the ticks after a refresh, each with the number of its tick.
+
+    Attributes:
+        behaviors: All of them, N.
+        by_tick: int64 [N], their order by entity and then by tick.
+    """
+
+    def __init__(self, table: pa.Table, numbers: Int64s) -> None:
+        order = lex_order(*content_keys(table))
+        self.behaviors, self._numbers = Behaviors.from_sorted(table.take(pa.array(order))), numbers[order]
+        owner = np.repeat(np.arange(len(self.behaviors.entities)), np.diff(self.behaviors.offsets))
+        self.by_tick = np.lexsort([self._numbers, owner])
+        self._owner, self._sorted = owner[self.by_tick], self._numbers[self.by_tick]
+
+    @classmethod
+    def none(cls, source: BehaviorLog) -> _Members:
+        return cls(Behaviors.empty(source.contract).table, np.empty(0, np.int64))
+
+    @classmethod
+    def of(cls, source: BehaviorLog, ticks: Sequence[Tick]) -> _Members:
+        return cls(*source.members_of(ticks)) if ticks else cls.none(source)
+
+    def joined(self, other: _Members) -> _Members:
+        table = pa.concat_tables([self.behaviors.table, other.behaviors.table]).combine_chunks()
+        return _Members(table, np.concatenate([self._numbers, other._numbers]))
+
+    def pairs(self, numbers: Sequence[int]) -> _Pairs:
+        """The pairs of these ticks."""
+        new = np.append(True, (self._owner[1:] != self._owner[:-1]) | (self._sorted[1:] != self._sorted[:-1]))
+        start = np.flatnonzero(new[: len(self._owner)]).astype(np.int64)
+        end = np.append(start[1:], len(self._owner)).astype(np.int64)[: len(start)]
+        pairs = _Pairs(self._owner[start].astype(np.int64), self._sorted[start], start, end)
+        return pairs.take(np.flatnonzero(np.isin(pairs.tick, numbers)))
 
 
-def _of(behaviors: Behaviors, ids: Ids) -> Behaviors:
-    """The behaviors of some entities (ascending)."""
-    wanted = np.isin(behaviors.entities, ids)
-    return behaviors.select(np.repeat(wanted, np.diff(behaviors.offsets)))
+def _nothing(count: int, behaviors: Behaviors) -> HistoryBatch:
+    none = np.empty(0, np.int64)
+    as_of = np.zeros(count, np.int64)
+    return HistoryBatch(
+        np.zeros(count + 1, np.int64), behaviors.items[:0], np.empty(0, np.int32), none, np.empty(0, np.float32), as_of
+    )

@@ -7,15 +7,18 @@ until the background comes to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
+import numpy as np
 from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
-from feast_embeddings.materialize.files.embedding_log import LogStamp
+from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, LogStamp
+from feast_embeddings.materialize.files.newest_rows import newest_rows
+from feast_embeddings.materialize.files.staged import CaughtUp
 from feast_embeddings.materialize.files.workspace import Workspace, cutover_resource, encoder_specs
 from feast_embeddings.materialize.ledger.leases import Lease, held
 from feast_embeddings.materialize.ledger.records import Fill, Generation
@@ -24,6 +27,7 @@ from feast_embeddings.materialize.online.manifest import FillRef, Manifest
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.models.errors import SpaceError
+from feast_embeddings.transformations.behaviors.ordering import concat_ids
 
 
 class Cutovers:
@@ -110,34 +114,43 @@ class Cutovers:
             online.publish_manifest(self.store, self.config, manifest)
         reached("cutover-switched")
         lease.check()
-        cutover_us = now_us()
-        for name in generation.fills.values():
-            if fills[name].state == "ready":
-                self._log(specs[fills[name].view], fills[name], cutover_us)
+        ready = [fills[name] for name in generation.fills.values() if fills[name].state == "ready"]
+        published_us = max((self.ledger.last_published_us(view) for view in generation.fills), default=0)
+        cutover_us = max(now_us(), published_us + 1)
+        logged = {fill.fill: self._log(specs[fill.view], fill, cutover_us) for fill in ready}
         reached("cutover-logged")
-        self.ledger.finish_cutover(generation, cutover_us, states)
+        while not self.ledger.finish_cutover(generation, cutover_us, states, logged):
+            for fill in ready:  # ticks of a stream went on into it
+                logged[fill.fill] |= self._log_later(specs[fill.view], fill, cutover_us + 1, logged[fill.fill])
         for name in generation.fills.values():
             log = self.workspace.log(specs[fills[name].view])
             log.drop_staged(fills[name].tick, [name])
             log.drop_caught_up(name)
         reached("cutover-done")
 
-    def _log(self, spec: EmbeddingSpec, fill: Fill, cutover_us: int) -> None:
-        """Log the rows of a new fill as they stand now, those of the ticks that it was caught up with among them."""
-        log = self.workspace.log(spec)
+    def _log(self, spec: EmbeddingSpec, fill: Fill, cutover_us: int) -> set[int]:
+        """Log the rows of a new fill as they stand now; numbers of the ticks that they know."""
+        log, stamp_of = self.workspace.log(spec), self._stamps(spec, fill, cutover_us)
+        known = {tick.number for tick in self.ledger.ticks_after(spec.view, fill.tick)}
+        rows = [*log.caught_up(fill.fill), *_ticked(log, fill.fill)]
+        log.publish_fill(stamp_of(fill.tick), rows, stamp_of, self._renew)
+        return known
 
+    def _log_later(self, spec: EmbeddingSpec, fill: Fill, event_us: int, known: set[int]) -> set[int]:
+        """Log what ticks have made of a new fill since, as returned just after the rest; numbers of those ticks."""
+        log = self.workspace.log(spec)
+        found = {tick.number for tick in self.ledger.ticks_after(spec.view, fill.tick)} - known
+        for rows in _ticked(log, fill.fill, found):
+            log.publish_caught_up(rows, self._stamps(spec, fill, event_us))
+        return found
+
+    def _stamps(self, spec: EmbeddingSpec, fill: Fill, event_us: int) -> Callable[[int], LogStamp]:
         def stamp(number: int) -> LogStamp:
             tick = self.ledger.tick(spec.view, number)
-            return LogStamp(
-                fill=fill.fill,
-                space=fill.space,
-                tick=number,
-                tick_end_us=tick.end_us,
-                written_us=tick.window_start_us or cutover_us,
-                event_us=cutover_us,
-            )
+            written_us = tick.window_start_us or event_us
+            return LogStamp(fill.fill, fill.space, number, tick.end_us, written_us, event_us)
 
-        log.publish_fill(stamp(fill.tick), [stamp(number) for number in log.caught_up_ticks(fill.fill)], self._renew)
+        return stamp
 
     def _renew(self) -> None:
         """Renew every lease of this job, as any write to the ledger does; raises LeaseError if one was taken over."""
@@ -146,6 +159,15 @@ class Cutovers:
 
     def _specs(self, encoder: str) -> dict[str, EmbeddingSpec]:
         return {spec.view: spec for spec in encoder_specs(self._registry, self.config.project, encoder)}
+
+
+def _ticked(log: EmbeddingLog, fill: str, ticks: set[int] | None = None) -> Iterator[CaughtUp]:
+    """What ticks made of a fill since it receives them itself, by the log; of some ticks, or of all."""
+    found = [rows for rows in newest_rows(log, [fill]) if ticks is None or rows.tick in ticks]
+    if found:
+        numbers = [np.full(len(rows.ids), rows.tick, np.int64) for rows in found]
+        ids, vectors = concat_ids([rows.ids for rows in found]), np.concatenate([rows.vectors for rows in found])
+        yield CaughtUp(ids, vectors, np.concatenate(numbers), tuple(sorted({rows.tick for rows in found})))
 
 
 def _states(generation: Generation, fills: Mapping[str, Fill]) -> dict[str, str]:

@@ -16,26 +16,21 @@ from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
-from feast_embeddings.materialize.files.appended import TICK, parts_folder, rows_of_ticks
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.embedding_log import ids_of, matrix_of
 from feast_embeddings.materialize.files.item_sums import UnseenSums
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
-from feast_embeddings.materialize.ledger.follows import UnseenLedger, UserTick
-from feast_embeddings.materialize.ledger.offsets import StreamTick
+from feast_embeddings.materialize.ledger.follows import Follows
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.ledger.tombstones import NEVER, Tombstones
 from feast_embeddings.materialize.retrieval.served import served_vectors
-from feast_embeddings.materialize.stream.payloads import raw_schema
-from feast_embeddings.materialize.ticks.batch import Ticks
 from feast_embeddings.materialize.ticks.milestones import reached
+from feast_embeddings.materialize.ticks.pipeline import Pipeline
 from feast_embeddings.materialize.ticks.view_work import ViewWork
 from feast_embeddings.models.derived.unseen import UnseenItems, trained_length
 from feast_embeddings.models.encoder.batch import Float32s, Int64s
 from feast_embeddings.models.encoder.protocol import Encoder
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.transformations import Behaviors
-from feast_embeddings.transformations.behaviors.validate import validate
 
 _MEMBERS = ("entity", "item")
 
@@ -77,70 +72,52 @@ class Followed:
             )
         return cls(found[0], source)
 
-    def members(self, ticks: Sequence[UserTick]) -> pa.Table:
+    def members(self, ticks: Sequence[Tick]) -> pa.Table:
         """Behaviors of these ticks: entity, item, and ``before``, the last microsecond before their publication."""
-        parts = [self._nothing(), self._streamed([tick for tick in ticks if isinstance(tick, StreamTick)])]
-        for tick in ticks:
-            if isinstance(tick, Tick):
-                table = self.source.members(tick).behaviors.table.select(_MEMBERS)
-                parts.append(_with_times(table, np.full(len(table), (tick.published_us or 0) - 1, np.int64)))
-        return pa.concat_tables([part for part in parts if part is not None])
-
-    def _nothing(self) -> pa.Table:
-        return _with_times(Behaviors.empty(self.source.contract).table.select(_MEMBERS), np.empty(0, np.int64))
-
-    def _streamed(self, ticks: Sequence[StreamTick]) -> pa.Table | None:
-        """Behaviors that micro-batches appended to the behavior log."""
-        folder = parts_folder(self.source.path)
-        rows = rows_of_ticks(folder, self.spec.view, [tick.number for tick in ticks]) if ticks and folder else None
-        if rows is None:
-            return None
-        rows, contract = self.source.living(rows), self.source.contract
-        judged = validate(rows.select(raw_schema(contract).names), contract, np.iinfo(np.int64).max)
-        numbers = np.asarray(rows[TICK].to_numpy(), np.int64)[judged.rows]
+        table, numbers = self.source.members_of(ticks)
         published = np.array([tick.published_us or 0 for tick in ticks], np.int64)
-        at = np.searchsorted(np.array([tick.number for tick in ticks], np.int64), numbers)
-        return _with_times(judged.table.select(_MEMBERS), published[at] - 1)
+        order = np.argsort([tick.number for tick in ticks])
+        at = order[np.searchsorted(np.sort([tick.number for tick in ticks]), numbers)]
+        return table.select(_MEMBERS).append_column("before", pa.array(published[at] - 1, pa.int64()))
 
 
-class UnseenTicks(Ticks):
-    """Finishes recorded ticks of an item view; the caller holds the view's lease."""
+class ItemTicks:
+    """Finishes recorded ticks of an item view; the caller holds the lease of the view's ticks."""
 
     def __init__(self, work: ViewWork, followed: Followed) -> None:
-        super().__init__(work)
+        self.work, self.pipeline = work, Pipeline(work)
+        self.ledger, self.log, self.view = work.ledger, work.log, work.spec.view
         self._followed = followed
-        self._following = UnseenLedger(work.ledger, self.view, work.spec.users)
+        self._following = Follows(work.ledger, self.view, work.spec.users)
         self._sums = UnseenSums(self.log)
 
     def changed(self, tick: Tick) -> bool:
         """Never: it follows ticks that were published, and one that is not staged is computed anew."""
         return False
 
-    def staged(self, tick: Tick) -> bool:
+    def finish(self, tick: Tick) -> Tick:
         """As of any tick; there are no histories."""
-        return self.log.has_staged(tick.number, self._targets(tick), history=False)
+        return self.pipeline.finish(tick, self._stage)
 
     def abandon(self, tick: Tick) -> None:
         """Void a tick that had no effect; what it followed waits for the next one."""
-        super().abandon(tick)
+        self.pipeline.abandon(tick)
         for fill in tick.fills:
             self._sums.drop(fill, tick.number)
 
     def _stage(self, tick: Tick) -> None:
-        self.work.lease.check()
         behaviors = self._living(self._followed.members(self._following.followed_by(tick)))
         self.ledger.update_tick(tick, members=len(behaviors))
         reached("members")
-        for name in self._targets(tick):
-            fill = self.ledger.fill(name)
-            encoder = self.work.encoder(fill)
+        for fill in self.work.targets(tick):
+            encoder = self.work.encoder(fill.space)
             users, known = self._users_before(fill.space, behaviors, encoder.dim)
             items = ids_of(behaviors["item"].filter(pa.array(known)))
             self.work.lease.check()
-            sums = self._sums.add(name, tick.number, _unseen(encoder, fill.space, items, users))
+            sums = self._sums.add(fill.fill, tick.number, _unseen(encoder, fill.space, items, users))
             reached("summed")
             vectors = sums.vectors(trained_length(encoder)) if len(sums.ids) else np.empty((0, encoder.dim), np.float32)
-            self.log.stage(name, tick.number, sums.ids, vectors)
+            self.log.stage(fill.fill, tick.number, sums.ids, vectors)
 
     def _living(self, behaviors: pa.Table) -> pa.Table:
         """Behaviors with items that were not erased."""
@@ -172,7 +149,3 @@ def _unseen(encoder: Encoder, space: str, items: np.ndarray, users: Float32s) ->
     if not len(items):
         return UnseenItems(space, items, np.empty((0, encoder.dim), np.int64), np.empty(0, np.int64))
     return UnseenItems.of(encoder, items, users)
-
-
-def _with_times(members: pa.Table, before_us: Int64s) -> pa.Table:
-    return members.append_column("before", pa.array(before_us, pa.int64()))

@@ -17,7 +17,6 @@ from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.staged import ahead
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.transformations import Prepared
-from feast_embeddings.transformations.sources.reading import scan_entities
 
 PART_BEHAVIORS: Final = 500_000
 """Behaviors in memory at a time, about; one entity's are never parted."""
@@ -62,7 +61,7 @@ def _telling(parts: Iterator[pa.Table], on_part: Callable[[], None]) -> Iterator
 def _starts(source: BehaviorLog, refresh: Tick, on_part: Callable[[], None]) -> list[Any]:
     """The first entity of every range but the first one: none where a single range holds all."""
     count, sample, rng = 0, [], np.random.default_rng(0)
-    for column in scan_entities(source.path, source.contract, event_until_us=refresh.end_us):
+    for column in source.entities_until(refresh.end_us):
         on_part()
         count += len(column)
         drawn = rng.integers(0, max(len(column), 1), min(len(column), 1000))

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog, Digest, counts_of, digest
+from feast_embeddings.materialize.files.behavior_log import BehaviorLog, Digest, counts_of
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.ledger.tombstones import NEVER, Tombstones
-from feast_embeddings.materialize.ticks.batch import record_members
 from feast_embeddings.materialize.ticks.catch_up import CatchUp
+from feast_embeddings.materialize.ticks.membership import ByTime
 from feast_embeddings.materialize.ticks.milestones import reached
+from feast_embeddings.materialize.ticks.pipeline import Pipeline
 from feast_embeddings.materialize.ticks.progress import counter
 from feast_embeddings.materialize.ticks.ranges import snapshot
 from feast_embeddings.materialize.ticks.view_work import ENCODE_ROWS, ViewWork
@@ -31,22 +31,18 @@ class Refreshes:
 
     def __init__(self, work: ViewWork) -> None:
         self.work, self._source = work, work.source
+        self.pipeline = Pipeline(work)
         self.ledger, self.log, self.view = work.ledger, work.log, work.spec.view
         self._catching_up: CatchUp | None = None
         self._rows = 0
 
     def changed(self, tick: Tick) -> bool:
         """Whether a refresh that had no effect yet lost its membership: its behaviors are not what was recorded."""
-        if self._source is None or tick.digest is None or self._staged(tick):
-            return False
-        behaviors = self._source.members(tick).behaviors
-        return (tick.members, tick.digest) != (len(behaviors), digest(behaviors))
+        return self._source is not None and not self.pipeline.staged(tick) and self._by_time(tick).changed(tick)
 
     def abandon(self, tick: Tick) -> None:
         """Void a refresh that had no effect, with all that it left: counts, quarantined rows, staged files."""
-        self.ledger.abandon(tick)
-        self.work.workspace.quarantine().write(self.view, tick.number, pa.table({}))
-        self.log.drop_staged(tick.number, tick.fills)
+        self.pipeline.abandon(tick)
         self.log.drop_caught_up(tick.fills[0])
 
     def still_ours(self) -> bool:
@@ -56,55 +52,50 @@ class Refreshes:
 
     def write(self, tick: Tick) -> Tick:
         """Compute what is not staged yet, and write it to Redis."""
-        if not self._staged(tick):
-            self._stage(tick)
-            tick = self.ledger.update_tick(tick, encoded=self.work.encoded)
-        reached("staged")
-        if tick.window_start_us is None:
-            tick = self.ledger.update_tick(tick, window_start_us=now_us())
-        reached("window")
-        self._rows = self._write(tick)
-        reached("written")
-        self._catching_up = CatchUp(self.work, tick)
+        tick, self._rows = self.pipeline.write(self.pipeline.compute(tick, self._stage))
+        if self._source is not None:
+            self._catching_up = CatchUp(self.work, self._source, tick)
         return tick
 
     def catch_up(self) -> int:
         """Apply the ticks published since the last call; how many there were."""
-        assert self._catching_up is not None  # noqa: S101 - write() comes first
-        applied = 0 if self._source is None else self._catching_up.apply()
+        applied = 0 if self._catching_up is None else self._catching_up.apply()
         self.work.lease.check()
         return applied
 
     def make_ready(self, tick: Tick) -> Tick:
-        """From here on the fill receives ticks itself; the caller holds the lease of the ticks, and has caught up."""
+        """From here on the fill receives ticks itself; no tick is at work, and it has caught up with them."""
         tick = self.ledger.tick(self.view, tick.number)
         if self._source is not None:
-            if any(each.bridges(tick) for each in self.ledger.applied_ticks(self.view)):
+            if self._counted_elsewhere(tick):
                 self.ledger.void_counts(tick)
                 self.work.workspace.quarantine().write(self.view, tick.number, pa.table({}))
             elif tick.digest is None:  # its members grew by those of a tick that was voided
-                record_members(self.work, tick, self._source.members(tick))
+                self._by_time(tick).record(tick)
         reached("caught-up-all")
         return self.ledger.make_ready(tick, self._rows)
 
+    def _counted_elsewhere(self, tick: Tick) -> bool:
+        """Whether a bridge, or micro-batches, count the same behaviors: each is counted once."""
+        streamed = tick.start_us is not None and self.ledger.stream_end_us(self.view) is not None
+        return streamed or any(each.bridges(tick) for each in self.ledger.applied_ticks(self.view))
+
+    def _by_time(self, tick: Tick) -> ByTime:
+        assert self._source is not None, self.view  # noqa: S101 - items have no behaviors
+        return ByTime(self.work, self._source.before(tick))
+
     # ── compute ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _staged(self, tick: Tick) -> bool:
-        return self.log.has_staged(tick.number, tick.fills, history=self._source is not None)
-
     def _stage(self, tick: Tick) -> None:
-        self.work.encoded = 0
-        self.work.lease.check()
         if self._source is None:
             self._stage_items(tick)
             return
         if tick.start_us is not None:
-            record_members(self.work, tick, self._source.members(tick))
-            self.work.lease.check()
-        self._stage_users(tick, self._source)
+            self._by_time(tick).record(tick)
+        self._stage_users(tick, self._source.before(tick))
 
     def _stage_items(self, tick: Tick) -> None:
-        encoder = self.work.encoder(self.ledger.fill(tick.fills[0]))
+        encoder = self.work.encoder(self.ledger.fill(tick.fills[0]).space)
         ids = encoder.item_ids()
         ids = ids[Tombstones(self.ledger, self.work.spec.join_key).erased_us(pa.array(ids)) == NEVER]
         with self.log.staging(tick.fills[0], tick.number) as stage:
@@ -115,7 +106,7 @@ class Refreshes:
 
     def _stage_users(self, tick: Tick, source: BehaviorLog) -> None:
         """Encode a range of entities after the other, while what was encoded goes to the disk."""
-        encoder, kept = self.work.encoder(self.ledger.fill(tick.fills[0])), self.work.kept(tick)
+        encoder, kept = self.work.encoder(self.ledger.fill(tick.fills[0]).space), self.work.kept(tick)
         first = _First()
         with (
             self.log.staging(tick.fills[0], tick.number) as stage,
@@ -134,18 +125,6 @@ class Refreshes:
                 self.work.encoded += len(ids)
             if tick.start_us is None:
                 first.record(self.work, tick)
-
-    # ── write ────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _write(self, tick: Tick) -> int:
-        self.work.lease.check()
-        written = 0
-        for ids, vectors in self.log.staged_parts(tick.fills[0], tick.number):
-            self.work.write_vectors(tick, tick.fills[0], ids, vectors)
-            written += len(ids)
-        for ids, batch in self.log.staged_history_parts(tick.number):
-            self.work.write_histories(tick, ids, batch)
-        return written
 
 
 class _First:

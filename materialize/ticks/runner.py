@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,11 +20,11 @@ from feast_embeddings.materialize.ledger.leases import Lease, held, holder, new_
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
-from feast_embeddings.materialize.stream.sharing import paused
 from feast_embeddings.materialize.ticks.agenda import Agenda
-from feast_embeddings.materialize.ticks.batch import Ticks
 from feast_embeddings.materialize.ticks.cutover import Cutovers
-from feast_embeddings.materialize.ticks.items import Followed, UnseenTicks
+from feast_embeddings.materialize.ticks.hold import held_back, settle
+from feast_embeddings.materialize.ticks.incremental import TicksOfView, UserTicks
+from feast_embeddings.materialize.ticks.items import Followed, ItemTicks
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.ticks.progress import counter
 from feast_embeddings.materialize.ticks.refresh import Refreshes
@@ -32,6 +33,8 @@ from feast_embeddings.models.errors import LeaseError, OnlineStoreError, Overtak
 
 TICKS_WAIT_S: Final = 600.0
 """How long a refresh waits for a job that runs ticks, catching up with it meanwhile."""
+SHORT_ROUND_S: Final = 0.3
+"""A round of catching up with a stream that takes no longer leaves little to the last one, for which it is held."""
 LAST_ROUND_WAIT_S: Final = 120.0
 """How long a job that runs ticks waits for the last round of a refresh."""
 
@@ -97,14 +100,14 @@ class Runner:
             LeaseError: Another job refreshes the view, or its ticks have not come to an end for ten minutes.
         """
         self._check_end(end_us)
-        with self._refreshing(self._owner) as refreshes, self._stream_paused():
+        with self._refreshing(self._owner) as refreshes:
             self._take_up_stopped_tick()
             self.cutovers.resume(self.spec.encoder)
             resumed = self._take_up_refresh(refreshes, None)
             if self.spec.tower == "item" and self._serves_declared():
                 self.outcome.notice("its items are live in the declared space already: 0 rows written")
             elif resumed is None or not self._is_refresh(resumed, end_us):
-                self._finish_refresh(refreshes, self._record_refresh(end_us), None)
+                self._finish_refresh(refreshes, self._record_refresh(refreshes, end_us), None)
         return self.outcome
 
     def run_due(self, end_us: int) -> Outcome:
@@ -119,7 +122,7 @@ class Runner:
         if self.agenda.streamed and not self._has_work(end_us):
             self.outcome.notice(f"no refresh is due up to {iso(end_us)}: 0 rows written")
             return self.outcome
-        with self._stream_paused(self.agenda.streamed), self._ticking() as ticks:
+        with self._ticking() as ticks:
             self._check_online()
             self.cutovers.resume(self.spec.encoder)
             self._take_up_tick(ticks)
@@ -134,11 +137,12 @@ class Runner:
 
     # ── ticks ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _run(self, ticks: Ticks, unit: Due) -> None:
+    def _run(self, ticks: TicksOfView, unit: Due) -> None:
         if unit.kind == "full":
             with self._refreshing() as refreshes:
-                self._finish_refresh(refreshes, self._record_refresh(unit.end_us), ticks)
+                self._finish_refresh(refreshes, self._record_refresh(refreshes, unit.end_us), ticks)
             return
+        ticks.pipeline.work.check()
         try:
             tick = self.agenda.record_tick(unit)
         except OvertakenError:  # a refresh was recorded meanwhile: what is due starts where it ends
@@ -146,12 +150,13 @@ class Runner:
         reached("recorded")
         self.outcome.add(ticks.finish(tick))
 
-    def _take_up_tick(self, ticks: Ticks) -> None:
+    def _take_up_tick(self, ticks: TicksOfView) -> None:
         """Finish the tick that a stopped job left, or void it where that has become impossible."""
         tick = self.ledger.open_tick(self.spec.view, "incremental")
         if tick is None:
             return
-        reason = "its behaviors changed" if ticks.changed(tick) else None if ticks.staged(tick) else self._lost()
+        staged = ticks.pipeline.staged(tick)
+        reason = "its behaviors changed" if ticks.changed(tick) else None if staged else self._lost()
         if reason is not None:
             ticks.abandon(tick)
             self._say_abandoned(tick, reason)
@@ -170,18 +175,21 @@ class Runner:
                 return
             self._take_up_tick(ticks)
 
-    def _settle(self, refreshes: Refreshes, before: int) -> None:
+    def _settle(self, refreshes: Refreshes, before: int, *, ticking: bool) -> None:
         """Wait until no tick is open that was recorded before a refresh: it would extend histories of that."""
-        while True:
+        while not ticking:
             tick = self.ledger.open_tick(self.spec.view, "incremental")
             if tick is None or tick.number > before:
-                return
+                break
             with self._ticking(self._owner, TICKS_WAIT_S, refreshes.still_ours) as ticks:
                 self._take_up_tick(ticks)
+        if self.agenda.streamed:
+            settle(self.ledger, self.config.project, self.spec.view, refreshes.still_ours, before)
 
     # ── refreshes ────────────────────────────────────────────────────────────────────────────────────────
 
-    def _record_refresh(self, end_us: int) -> Tick:
+    def _record_refresh(self, refreshes: Refreshes, end_us: int) -> Tick:
+        refreshes.work.check([self.workspace.declared_space(self.spec)])
         while True:
             try:
                 tick = self.agenda.record_refresh(end_us)
@@ -191,30 +199,42 @@ class Runner:
         reached("recorded")
         return tick
 
-    def _finish_refresh(self, refreshes: Refreshes, tick: Tick, ticks: Ticks | None) -> None:
+    def _finish_refresh(self, refreshes: Refreshes, tick: Tick, ticks: TicksOfView | None) -> None:
         """Make the fill, catch up, cut over. ``ticks`` where the job holds the lease of the ticks already."""
-        if ticks is None:
-            self._settle(refreshes, tick.number)
+        self._settle(refreshes, tick.number, ticking=ticks is not None)
         tick = refreshes.write(tick)
-        caught_up = 0
-        while found := refreshes.catch_up():
-            caught_up += found
-        if ticks is not None:
-            self._make_ready(refreshes, tick)
+        self._catch_up(refreshes)
+        with ExitStack() as stack:
+            if ticks is None:
+                ticks = stack.enter_context(self._ticking(self._owner, TICKS_WAIT_S, lambda: refreshes.catch_up() >= 0))
+                self._take_up_tick(ticks)
+            with self._stream_held(refreshes):
+                while refreshes.catch_up():
+                    pass
+                tick = refreshes.make_ready(tick)
+            self.outcome.add(tick)
+            space = self.ledger.fill(tick.fills[0]).space
+            self.outcome.notice(self.cutovers.attempt(self.spec.encoder, space))
+
+    def _catch_up(self, refreshes: Refreshes) -> None:
+        """Catch up with the ticks that are published meanwhile; a stream never stops, so a short round is the last."""
+        while True:
+            began = time.monotonic()
+            found = refreshes.catch_up()
+            if not found or (self.agenda.streamed and time.monotonic() - began < SHORT_ROUND_S):
+                return
+
+    @contextmanager
+    def _stream_held(self, refreshes: Refreshes) -> Iterator[None]:
+        """Hold the view's micro-batches back, where a stream feeds it; those at work are waited for."""
+        if not self.agenda.streamed:
+            yield
             return
-        with self._ticking(self._owner, TICKS_WAIT_S, lambda: refreshes.catch_up() >= 0) as ticks:
-            self._take_up_tick(ticks)
-            while found := refreshes.catch_up():
-                caught_up += found
-            self._make_ready(refreshes, tick)
+        with held_back(self.ledger, self.config.project, self.spec.view, self._owner):
+            settle(self.ledger, self.config.project, self.spec.view, refreshes.still_ours)
+            yield
 
-    def _make_ready(self, refreshes: Refreshes, tick: Tick) -> None:
-        tick = refreshes.make_ready(tick)
-        self.outcome.add(tick)
-        space = self.ledger.fill(tick.fills[0]).space
-        self.outcome.notice(self.cutovers.attempt(self.spec.encoder, space))
-
-    def _take_up_refresh(self, refreshes: Refreshes, ticks: Ticks | None) -> Tick | None:
+    def _take_up_refresh(self, refreshes: Refreshes, ticks: TicksOfView | None) -> Tick | None:
         """Finish the refresh, or the cutover, that a stopped job left; returns the refresh."""
         tick = self.ledger.open_tick(self.spec.view, "full")
         if tick is None:
@@ -228,7 +248,7 @@ class Runner:
         self._finish_refresh(refreshes, tick, ticks)
         return tick
 
-    def _take_up_stopped_refresh(self, ticks: Ticks) -> None:
+    def _take_up_stopped_refresh(self, ticks: TicksOfView) -> None:
         """Take up a refresh that nobody works on; one that somebody does goes on beside the ticks."""
         if self.ledger.open_tick(self.spec.view, "full") is None:
             self._cut_over_ready()
@@ -264,13 +284,13 @@ class Runner:
     @contextmanager
     def _ticking(
         self, owner: str | None = None, wait_s: float | None = None, on_wait: Callable[[], bool] | None = None
-    ) -> Iterator[Ticks]:
+    ) -> Iterator[TicksOfView]:
         """Hold the lease of the view's ticks; the last round of a refresh is waited for."""
         self.workspace.declared_space(self.spec)
         wait, wait_s = on_wait or self._last_round, LAST_ROUND_WAIT_S if wait_s is None else wait_s
         with held(self.ledger, self._ticks_lease, self._lease_s, wait_s, owner, wait) as lease:
             work = self._work(lease)
-            yield UnseenTicks(work, self._followed) if self._followed else Ticks(work)
+            yield ItemTicks(work, self._followed) if self._followed else UserTicks(work, self._behaviors)
 
     @contextmanager
     def _refreshing(self, owner: str | None = None) -> Iterator[Refreshes]:
@@ -279,6 +299,14 @@ class Runner:
         with held(self.ledger, self._refresh_lease, self._lease_s, owner=owner) as lease:
             yield Refreshes(self._work(lease))
 
+    @property
+    def _behaviors(self) -> BehaviorLog:
+        if self._source is None:
+            raise TickError(
+                f"View {self.spec.view!r} follows no user view, so that it has no ticks: unseen= declares one."
+            )
+        return self._source
+
     def _work(self, lease: Lease) -> ViewWork:
         return ViewWork(self.workspace, self.store, self.config, self.spec, self._source, lease)
 
@@ -286,15 +314,6 @@ class Runner:
         """Whether a refresh holds the lease of the ticks, which it does briefly."""
         found = holder(self.ledger, self._ticks_lease)
         return found is not None and found == holder(self.ledger, self._refresh_lease)
-
-    @contextmanager
-    def _stream_paused(self, needed: bool = True) -> Iterator[None]:
-        """Hold the view's stream still while a refresh is made: its behaviors wait, and join the new fill after it."""
-        if self.spec.tower == "item" or not needed:
-            yield
-            return
-        with paused(self.ledger, self.config.project, self.spec.view):
-            yield
 
     def _has_work(self, end_us: int) -> bool:
         """Whether something is due, or was left by a stopped job."""

@@ -1,13 +1,14 @@
-"""What ticks and refreshes of one view share: encoders, blends, and guarded writes under a lease."""
+"""What the ticks of one view work with: its declaration, ledger, log, encoders and rows in Redis, under a lease."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from feast import RepoConfig
 
-from feast_embeddings.materialize.declare.policy import Hybrid, Incremental, blend
+from feast_embeddings.materialize.declare.policy import Incremental, blend, ticks_of
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import Workspace
@@ -19,7 +20,7 @@ from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.ticks.progress import counter
 from feast_embeddings.models import Encoder, HistoryBatch
 from feast_embeddings.models.encoder.batch import Float32s, Ids
-from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.errors import DeclarationError, OvertakenError
 from feast_embeddings.transformations.behaviors.contract import IdType
 from feast_embeddings.transformations.views.tags import EMBEDDING
 
@@ -27,7 +28,7 @@ ENCODE_ROWS = 8192
 
 
 class ViewWork:
-    """The means of one job on one view.
+    """The means of one job, or of one lane of a stream, on one view.
 
     Args:
         workspace, store, config: Of the feature repo.
@@ -53,37 +54,64 @@ class ViewWork:
         self.log = workspace.log(spec)
         self.source = source
         self.lease = lease
+        self.policy: Incremental = ticks_of(spec.policy)
         self.encoded = 0
+        self._checked: dict[str, Encoder] = {}
         # what every read and write of this view in Redis is told
         self._where: dict[str, Any] = {"store": store, "config": config, "join_key": spec.join_key}
 
-    # ── compute ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── encoders ─────────────────────────────────────────────────────────────────────────────────────────
 
-    @property
-    def policy(self) -> Incremental:
-        """The policy of the view's ticks."""
-        policy = self.spec.policy
-        if isinstance(policy, Hybrid):
-            return policy.incremental
-        return policy if isinstance(policy, Incremental) else Incremental()
-
-    def encoder(self, fill: Fill) -> Encoder:
-        """The encoder of a fill's space.
+    def check(self, spaces: Sequence[str] = ()) -> None:
+        """Check the encoders of every fill that a tick would write, and of ``spaces``, before it is recorded.
 
         Raises:
-            DeclarationError: The behavior types are not those that it was trained on.
+            DeclarationError: As :meth:`encoder`.
         """
-        encoder = self.workspace.encoder(fill.space)
-        if self.source is not None:
-            declared = tuple(kind.name for kind in self.source.contract.types)
-            if declared[: len(encoder.behavior_types)] != encoder.behavior_types:
-                raise DeclarationError(
-                    f"View {self.spec.behaviors!r} declares behavior types {declared}, but the encoder in space "
-                    f"{fill.space} was trained on {encoder.behavior_types}: types may only be added at the end; "
-                    "restore their order, or train again."
-                )
-        self.ledger.register_space(fill.space, fill.encoder, encoder.dim, encoder.numeric_path)
-        return encoder
+        used = self.ledger.fills(view=self.spec.view, states=(*RECEIVING, "building"))
+        for space in {*spaces, *(fill.space for fill in used)}:
+            self.encoder(space)
+
+    def encoder(self, space: str) -> Encoder:
+        """The encoder of a space, checked once.
+
+        Raises:
+            DeclarationError: The behavior types are not those that it was trained on, or its vectors are of another
+                dimension than declared.
+        """
+        if space not in self._checked:
+            encoder = self.workspace.encoder(space)
+            self._check_encoder(encoder)
+            self.ledger.register_space(space, self.spec.encoder, encoder.dim, encoder.numeric_path)
+            self._checked[space] = encoder
+        return self._checked[space]
+
+    def _check_encoder(self, encoder: Encoder) -> None:
+        if encoder.dim != self.spec.dim:
+            raise DeclarationError(
+                f"View {self.spec.view!r} declares dim={self.spec.dim}, but the encoder in space {encoder.space} has "
+                f"{encoder.dim}: correct dim= in its declaration, or train again."
+            )
+        if self.source is None:
+            return
+        declared = tuple(kind.name for kind in self.source.contract.types)
+        if declared[: len(encoder.behavior_types)] != encoder.behavior_types:
+            raise DeclarationError(
+                f"View {self.spec.behaviors!r} declares behavior types {declared}, but the encoder in space "
+                f"{encoder.space} was trained on {encoder.behavior_types}: types may only be added at the end; "
+                "restore their order, or train again."
+            )
+
+    def longest_context(self, spaces: Sequence[str]) -> int:
+        """Behaviors that the encoders of these spaces need of each history; reads no ledger.
+
+        Raises:
+            OvertakenError: One of them was not checked: a cutover came in between.
+        """
+        unknown = [space for space in spaces if space not in self._checked]
+        if unknown:
+            raise OvertakenError(f"View {self.spec.view!r}: space {unknown[0]} is in use now: check it, and try again.")
+        return max(self._checked[space].context for space in spaces)
 
     def kept(self, tick: Tick) -> int:
         """How many behaviors of each history a tick keeps: enough for every encoder in use, fixed once chosen."""
@@ -95,8 +123,18 @@ class ViewWork:
         self.ledger.update_tick(tick, kept=kept)
         return kept
 
+    def targets(self, tick: Tick) -> list[Fill]:
+        """The fills a tick writes, without those that a cutover has retired since."""
+        found = [self.ledger.fill(name) for name in tick.fills]
+        return [fill for fill in found if fill.state not in ("retired", "removed")]
+
+    # ── compute ──────────────────────────────────────────────────────────────────────────────────────────
+
     def encode(self, encoder: Encoder, batch: HistoryBatch) -> Float32s:
         """Vectors of histories [n]: float32 [n, dim]."""
+        if len(batch) <= ENCODE_ROWS:
+            self.encoded += len(batch)
+            return encoder.encode(batch)
         vectors = np.empty((len(batch), encoder.dim), np.float32)
         with counter(len(batch), f"{self.spec.view}: encode", "history") as shown:
             for start in range(0, len(batch), ENCODE_ROWS):
@@ -109,14 +147,20 @@ class ViewWork:
 
     def blended(self, tick: Tick, fill: str, ids: Ids, extracted: Float32s) -> Float32s:
         """What a tick makes of a fill's vectors as they stand in Redis: float32 [n, dim]."""
-        old = online.read_fill(
-            **self._where, view_name=self.spec.view, fill=fill, feature=EMBEDDING, dim=self.spec.dim, ids=ids
-        )
+        if self.policy.half_life is None and not self.policy.alpha:
+            return extracted
+        old = self.stored(fill, ids)
         # Δt counts event time, ends of ticks: wall-clock time would make a retry blend otherwise.
         alphas = self.policy.alphas(np.where(old.found, tick.end_us - old.tick_end_us, 0))
         return blend(old.vectors, extracted, alphas, old.found)
 
     # ── Redis ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def stored(self, fill: str, ids: Ids) -> online.FillRows:
+        """The rows of entities [n] in a fill as they stand in Redis."""
+        return online.read_fill(
+            **self._where, view_name=self.spec.view, fill=fill, feature=EMBEDDING, dim=self.spec.dim, ids=ids
+        )
 
     def write_vectors(self, tick: Tick, fill: str, ids: Ids, vectors: Float32s) -> None:
         """Write a tick's vectors, float32 [n, dim], into a fill, each where the stored tick is older."""

@@ -20,7 +20,6 @@ from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.appended import erase_rows, parts_folder, parts_of
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
-from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.ledger.records import RECEIVING
 from feast_embeddings.materialize.ledger.tombstones import Tombstones
 from feast_embeddings.materialize.online import keys
@@ -91,8 +90,7 @@ def forget(store: FeatureStore, entity: str, entity_id: int | str) -> Receipt:
             removed |= _erase_appended(workspace, store, spec)
         removed |= _erase_online(online, store.config, declared.join_key, found)
         _tell_readers(online, store.config, workspace, specs)
-        streams = StreamLedger(workspace.ledger)
-        streamed = [spec.view for spec in specs if streams.last_end_us(spec.view) is not None]
+        streamed = [spec.view for spec in specs if workspace.ledger.stream_end_us(spec.view) is not None]
     return Receipt(entity, found, erased_us, removed, _left(store, declared, streamed))
 
 

@@ -14,7 +14,7 @@ from feast import FeatureView, RepoConfig
 
 from feast_embeddings.materialize.clock import us_of
 from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.database import Ledger
+from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.ledger.tombstones import Tombstones
 from feast_embeddings.models.errors import DeclarationError
 

@@ -17,7 +17,6 @@ from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.newest_rows import FillRowsOfTick, newest_rows
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
-from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Generation
 from feast_embeddings.materialize.ledger.tombstones import Tombstones
 from feast_embeddings.materialize.online import fills as online
@@ -28,7 +27,7 @@ from feast_embeddings.materialize.stream.judge import histories_left_by_stream
 from feast_embeddings.materialize.ticks.cutover import manifest_of
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.upkeep.standstill import standstill
-from feast_embeddings.models.encoder.batch import HistoryBatch, Ids, Int64s
+from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids, Int64s
 from feast_embeddings.models.errors import LedgerError, OnlineStoreError
 from feast_embeddings.transformations.behaviors.ordering import concat_ids
 from feast_embeddings.transformations.views.tags import EMBEDDING
@@ -176,14 +175,19 @@ class _Restore:
     def _rows(self, spec: EmbeddingSpec, fills: Sequence[Fill]) -> Iterator[FillRowsOfTick]:
         log = self.workspace.log(spec)
         yield from newest_rows(log, [fill.fill for fill in fills])
-        for fill in fills:
+        for fill in (fill for fill in fills if fill.state == "ready"):
             # the rows a fill was made with are in the log only from its cutover on; later ticks stand over them
-            for number in [fill.tick, *log.caught_up_ticks(fill.fill)] if fill.state == "ready" else []:
-                own = number == fill.tick
-                staged = log.staged(fill.fill, number) if own else log.caught_up(fill.fill, number)
-                if staged is not None:
-                    tick = self.ledger.tick(spec.view, number)
-                    yield FillRowsOfTick(fill.fill, number, tick.end_us, tick.window_start_us or 0, *staged)
+            first = log.staged(fill.fill, fill.tick)
+            if first is not None:
+                yield self._of_tick(spec, fill.fill, fill.tick, *first)
+            for rows in log.caught_up(fill.fill):
+                for number in np.unique(rows.tick).tolist():
+                    own = rows.tick == number
+                    yield self._of_tick(spec, fill.fill, number, rows.ids[own], rows.vectors[own])
+
+    def _of_tick(self, spec: EmbeddingSpec, fill: str, number: int, ids: Ids, vectors: Float32s) -> FillRowsOfTick:
+        tick = self.ledger.tick(spec.view, number)
+        return FillRowsOfTick(fill, number, tick.end_us, tick.window_start_us or 0, ids, vectors)
 
     def _check_found(self, spec: EmbeddingSpec, fills: Sequence[Fill], found: set[str]) -> None:
         erased = Tombstones(self.ledger, spec.join_key).marks().num_rows
@@ -225,12 +229,13 @@ class _Restore:
         """Restore histories whose last tick was a micro-batch of the view's stream."""
         if not len(ids):
             return
-        stream = StreamLedger(self.ledger)
         spaces = {fill.space for fill in self.ledger.fills(view=spec.view, states=RECEIVING)}
-        kept = {tick.number: tick.kept for tick in stream.ticks(spec.view)}
+        kept = {tick.number: tick.kept or 1 for tick in self.ledger.micro_batches(spec.view)}
         length = max(kept.values(), default=0) or max(self.workspace.encoder(space).context for space in spaces)
         ends = np.array([self._stamps[number][0] for number in numbers.tolist()], np.int64)
-        unfinished = [tick.number for tick in stream.open_ticks(spec.view) if tick.number not in self._stamps]
+        unfinished = [
+            tick.number for tick in self.ledger.open_micro_batches(spec.view) if tick.number not in self._stamps
+        ]
         batch = histories_left_by_stream(source, spec.view, unfinished, ids, ends, length)
         for number in np.unique(numbers).tolist():
             rows = np.flatnonzero((numbers == number) & (batch.lengths > 0))

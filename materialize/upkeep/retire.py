@@ -20,8 +20,8 @@ from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.workspace import Workspace, embedding_specs
-from feast_embeddings.materialize.ledger.database import Ledger
 from feast_embeddings.materialize.ledger.leases import Lease, held
+from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.ledger.records import Fill
 from feast_embeddings.materialize.ledger.schema import retirements
 from feast_embeddings.materialize.online import keys

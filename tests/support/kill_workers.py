@@ -17,7 +17,6 @@ from repo_fixture import SmallRepo
 from stream_fixture import SINCE, behavior, send
 
 from feast_embeddings.materialize.cli.stream import stream
-from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.stream.recompute import Replayed, replay_stream
 from feast_embeddings.materialize.stream.sharing import workers_there
 
@@ -87,18 +86,18 @@ def run(repo: SmallRepo, seconds: float, rate: int, kill_every_s: float, seed: i
             workers[victim].join()
             workers[victim], kills, next_kill = spawn(), kills + 1, now + kill_every_s * rng.uniform(0.7, 1.3)
         time.sleep(step)
-    ledger = StreamLedger(repo.workspace.ledger)
+    ledger = repo.workspace.ledger
     deadline = time.monotonic() + 60
-    while ledger.totals("user_embedding").get("read", 0) < total and time.monotonic() < deadline:
+    while ledger.stream_counts("user_embedding").get("read", 0) < total and time.monotonic() < deadline:
         assert all(worker.is_alive() for worker in workers), "a worker gave up"
         time.sleep(0.1)
     await_workers(repo, 2)  # one may have been born just now
     exits = [end(worker) for worker in workers]
     outcome = Outcome(
-        total, len({each["id"] for each in sent}), kills, ledger.totals("user_embedding"), [], 0, exits=exits
+        total, len({each["id"] for each in sent}), kills, ledger.stream_counts("user_embedding"), [], 0, exits=exits
     )
     outcome.replayed = replay_stream(repo.store)
-    outcome.lost_ticks, outcome.seconds = len(ledger.open_ticks("user_embedding")), time.monotonic() - began
+    outcome.lost_ticks, outcome.seconds = len(ledger.open_micro_batches("user_embedding")), time.monotonic() - began
     return outcome
 
 
@@ -168,9 +167,9 @@ def soak(repo: SmallRepo, seconds: float, rate: int, seed: int) -> Soak:
             mib.append(sum(psutil.Process(worker.pid).memory_info().rss for worker in workers) / 2**20)
             most = max(most, len(list(log.iterdir())))
         time.sleep(step)
-    ledger = StreamLedger(repo.workspace.ledger)
+    ledger = repo.workspace.ledger
     deadline = time.monotonic() + 60
-    while (read := ledger.totals("user_embedding").get("read", 0)) < total and time.monotonic() < deadline:
+    while (read := ledger.stream_counts("user_embedding").get("read", 0)) < total and time.monotonic() < deadline:
         time.sleep(0.1)
     assert [end(worker) for worker in workers] == [0, 0]
     return Soak(total, read, mib, most)

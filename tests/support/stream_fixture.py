@@ -15,11 +15,12 @@ from ticks_fixture import started
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import behaviors_of
 from feast_embeddings.materialize.ledger.leases import Lease
-from feast_embeddings.materialize.ledger.offsets import StreamLedger, StreamTick
+from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.online.stores import online_store_of
-from feast_embeddings.materialize.stream.micro_batch import StreamTicks
+from feast_embeddings.materialize.stream.micro_batch import MicroBatches
 from feast_embeddings.materialize.stream.payloads import decode, to_json_payloads
 from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions, append_behaviors
+from feast_embeddings.materialize.ticks.view_work import ViewWork
 
 PARTITIONS = 2
 LANE = "0/1"
@@ -65,15 +66,16 @@ class ByHand:
 
     def __init__(self, repo: SmallRepo, lateness_us: int | None = None) -> None:
         self.repo, self.workspace = repo, repo.workspace
-        self.ledger = StreamLedger(self.workspace.ledger)
+        self.ledger = self.workspace.ledger
         self.lease = Lease(self.workspace.ledger, f"lane {LANE} by hand", 60)
         self.lease.acquire()
         online, spec = online_store_of(repo.store), repo.spec()
         log = BehaviorLog.of(
             behaviors_of(repo.store.registry, repo.project, spec), self.workspace.root, self.workspace.ledger
         )
-        args = (self.workspace, online, repo.store.config, spec, log, self.lease, LANE, lateness_us)
-        self.ticks = StreamTicks(*args)
+        work = ViewWork(self.workspace, online, repo.store.config, spec, log, self.lease)
+        work.ledger = self.workspace.ledger.under(self.lease.renew)
+        self.ticks = MicroBatches(work, repo.project, LANE, lateness_us)
         self.source = RedisStreams(
             repo.redis,
             repo.project,
@@ -88,7 +90,7 @@ class ByHand:
             self.lease.release()
             raise
 
-    def tick(self, most: int = 1000) -> StreamTick | None:
+    def tick(self, most: int = 1000) -> Tick | None:
         """One micro-batch from the source to the ledger; None where nothing waits."""
         delivery = self.source.next_batch(most, 0.01)
         if delivery is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -20,6 +20,26 @@ from feast_embeddings.transformations.behaviors.contract import BehaviorContract
 from feast_embeddings.transformations.behaviors.times import DAY_US, read_times, ticks_at_or_after
 
 _SUFFIXES = (".parquet", ".pq")
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files of a behavior table, some of them left out.
+
+    Attributes:
+        path: A parquet file, a folder (with its subfolders and hive partitions), or a glob.
+        without: Whether a file is left out, given its path; asked whenever the table is read.
+    """
+
+    path: str
+    without: Callable[[Path], bool] = lambda _: False
+
+    def __str__(self) -> str:
+        """The path, as messages name the table."""
+        return self.path
+
+
+Place = str | Path | Files
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +63,7 @@ class _Bounds:
 
 
 def read_behaviors(
-    path: str | Path,
+    path: Place,
     contract: BehaviorContract,
     *,
     event_from_us: int | None = None,
@@ -88,7 +108,7 @@ def read_behaviors(
 
 
 def scan_behaviors(
-    path: str | Path, contract: BehaviorContract, *, event_until_us: int, created_until_us: int | None = None
+    path: Place, contract: BehaviorContract, *, event_until_us: int, created_until_us: int | None = None
 ) -> Iterator[pa.Table]:
     """What ``read_behaviors`` returns for these bounds, undated rows included, a part in memory at a time.
 
@@ -107,7 +127,7 @@ def scan_behaviors(
         yield table.filter(pa.array(_inside(table, contract, event, created, undated=True)))
 
 
-def scan_entities(path: str | Path, contract: BehaviorContract, *, event_until_us: int) -> Iterator[pa.Array]:
+def scan_entities(path: Place, contract: BehaviorContract, *, event_until_us: int) -> Iterator[pa.Array]:
     """The entity column of about the behaviors before a time, in parts: a day more or less.
 
     Raises:
@@ -124,7 +144,7 @@ def _both(first: ds.Expression | None, second: ds.Expression | None) -> ds.Expre
 
 
 def _batches(
-    dataset: ds.Dataset, columns: list[str], wanted: ds.Expression | None, path: str | Path
+    dataset: ds.Dataset, columns: list[str], wanted: ds.Expression | None, path: Place
 ) -> Iterator[pa.RecordBatch]:
     try:
         # few batches ahead: all of them at once would be the table that is not to be held
@@ -135,9 +155,11 @@ def _batches(
         raise _damaged(path, error) from error
 
 
-def _open(path: str | Path, contract: BehaviorContract) -> ds.Dataset:
-    files = _files(str(path))
-    folder = str(path) if Path(path).is_dir() else None
+def _open(path: Place, contract: BehaviorContract) -> ds.Dataset:
+    table = path if isinstance(path, Files) else Files(str(path))
+    files = [file for file in _files(table.path) if not table.without(Path(file))]
+    folder = table.path if Path(table.path).is_dir() else None
+    path = table.path
     rows, schemas = 0, []
     for file in files:
         try:
@@ -191,7 +213,7 @@ def _hidden(file: Path) -> bool:
     return any(part.startswith(("_", ".")) for part in file.parts)
 
 
-def _common_schema(schemas: list[pa.Schema], contract: BehaviorContract, path: str | Path) -> pa.Schema:
+def _common_schema(schemas: list[pa.Schema], contract: BehaviorContract, path: Place) -> pa.Schema:
     """One schema of the contract's columns that all files can be cast to."""
     wanted = list(contract.columns.values())
     plain = [pa.schema([_plain(schema.field(name)) for name in wanted]) for schema in schemas]
@@ -208,7 +230,7 @@ def _plain(field: pa.Field) -> pa.Field:
     return pa.field(field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type)
 
 
-def _scan(dataset: ds.Dataset, contract: BehaviorContract, filters: list[ds.Expression], path: str | Path) -> pa.Table:
+def _scan(dataset: ds.Dataset, contract: BehaviorContract, filters: list[ds.Expression], path: Place) -> pa.Table:
     wanted = None
     for part in filters:
         wanted = part if wanted is None else wanted & part
@@ -218,7 +240,7 @@ def _scan(dataset: ds.Dataset, contract: BehaviorContract, filters: list[ds.Expr
         raise _damaged(path, error) from error
 
 
-def _damaged(path: str | Path, error: BaseException) -> BehaviorSourceError:
+def _damaged(path: Place, error: BaseException) -> BehaviorSourceError:
     return BehaviorSourceError(
         f"The behavior source {path} cannot be read to its end ({_first_line(error)}). A file is damaged: "
         "write it again."

@@ -14,7 +14,6 @@ from stream_fixture import SINCE, by_hand, clicks, send, streamed
 
 from feast_embeddings.materialize.files.appended import part_range, parts_of, rows_of_ticks
 from feast_embeddings.materialize.files.compaction import Compacted, Compaction
-from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.stream.recompute import replay_stream
 from feast_embeddings.materialize.stream.sharing import paused
 from feast_embeddings.materialize.upkeep.erase import forget
@@ -44,7 +43,7 @@ def compact(repo: SmallRepo, **options: Any) -> Compacted:
 
 def compaction(repo: SmallRepo, **options: Any) -> Compaction:
     log, behaviors = repo.workspace.log(repo.spec()), repo.folder / "data" / "behaviors"
-    stream = StreamLedger(repo.workspace.ledger)
+    stream = repo.workspace.ledger
     return Compaction(stream, repo.project, "user_embedding", log, behaviors, **{"fewest": 4, "grace_s": 0} | options)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from feast_embeddings.materialize.clock import simulated
-from feast_embeddings.materialize.ledger.database import Ledger
+from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.ledger.records import Generation, Tick
 from feast_embeddings.materialize.ledger.schema import SCHEMA_VERSION
 from feast_embeddings.models.errors import LedgerError, SpaceError

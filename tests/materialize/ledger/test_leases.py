@@ -17,8 +17,8 @@ import pytest
 import sqlalchemy as sa
 
 from feast_embeddings.materialize.clock import simulated
-from feast_embeddings.materialize.ledger.database import Ledger
 from feast_embeddings.materialize.ledger.leases import Lease, held
+from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.ledger.schema import leases
 from feast_embeddings.models.errors import LeaseError
 

@@ -17,7 +17,7 @@ from served_fixture import build, day, items, us
 
 from feast_embeddings.materialize.clock import simulated
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.ledger.database import Ledger
+from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.ledger.schema import SCHEMA_VERSION
 from feast_embeddings.materialize.ledger.tombstones import NEVER, Tombstones
 from feast_embeddings.transformations import BehaviorContract, BehaviorType, CleaningRules

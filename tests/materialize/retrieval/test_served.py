@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from feast_embeddings.materialize.declare.policy import Incremental
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, LogStamp
-from feast_embeddings.materialize.ledger.database import Ledger
+from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.ledger.records import Fill
 from feast_embeddings.materialize.retrieval.served import served_space, served_vectors
 from feast_embeddings.models.errors import LedgerError, SpaceError

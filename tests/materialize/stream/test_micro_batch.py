@@ -26,7 +26,7 @@ def expected(repo: SmallRepo, days: float) -> np.ndarray:
 
 def totals(repo: SmallRepo) -> dict[str, int]:
     with by_hand(repo) as lane:
-        return lane.ledger.totals("user_embedding")
+        return lane.ledger.stream_counts("user_embedding")
 
 
 def test_a_click_changes_the_vector_and_joins_the_behavior_log(make_repo: MakeRepo) -> None:
@@ -78,7 +78,7 @@ def _streaming(repo: SmallRepo, sent: list[dict[str, Any]], deaths: list[str]) -
                     pass
             clock.advance(HOUR)
         with by_hand(repo) as lane:
-            counts = lane.ledger.totals("user_embedding")
+            counts = lane.ledger.stream_counts("user_embedding")
     seen = repo.snapshot()
     logs = {name: seen.pop(name) for name in list(seen) if name.endswith("log")}
     columns = [logs["user_embedding log"][name] for name in ("fill", "tick", "user_id", "embedding")]
@@ -105,11 +105,11 @@ def test_the_next_worker_recognizes_what_ticks_applied_that_the_ledger_has_forgo
         for start in range(0, 40, 10):
             send(repo, sent[start : start + 10])
             lane.tick()
-        assert lane.ledger.prune("user_embedding", lane.ledger.last_end_us("user_embedding") or 0) == 3
+        assert lane.ledger.prune("user_embedding", lane.ledger.stream_end_us("user_embedding") or 0) == 3
     with by_hand(repo) as lane:
         send(repo, sent)
         lane.tick()
-        counts = lane.ledger.totals("user_embedding")
+        counts = lane.ledger.stream_counts("user_embedding")
     assert (counts["read"], counts["applied"], counts["deduplicated"]) == (80, 40, 40)
 
 
@@ -152,7 +152,7 @@ def test_late_behaviors_are_applied_and_counted_and_too_late_ones_refused(make_r
         lane.tick()
         send(repo, [behavior(3, 111, SINCE + 0.5), behavior(3, 112, SINCE + 0.1), behavior(3, 113, SINCE + 2)])
         lane.tick()
-        counts = lane.ledger.totals("user_embedding")
+        counts = lane.ledger.stream_counts("user_embedding")
     assert counts == {
         "read": 4, "applied": 2, "late": 1, f"quarantined: {TOO_LATE}": 1, "quarantined: event time in the future": 1,
     }  | {"deduplicated": 0}  # fmt: skip
@@ -167,7 +167,7 @@ def test_poison_is_kept_with_its_bytes_and_the_stream_goes_on(make_repo: MakeRep
     send(repo, [behavior(3, 110, SINCE + 0.1)])
     with at(day(SINCE + 1)), by_hand(repo) as lane:
         lane.tick()
-        counts = lane.ledger.totals("user_embedding")
+        counts = lane.ledger.stream_counts("user_embedding")
     assert counts == {"read": 3, "applied": 1, "deduplicated": 0, "quarantined: poison message": 2}
     kept = PoisonMessages(repo.workspace.state / "quarantine" / "messages").read("user_embedding")
     assert kept["payload"].to_pylist() == [b"\x00\xffnothing", b'{"user":']
@@ -180,7 +180,7 @@ def test_the_cleaning_rules_know_what_was_applied_before(make_repo: MakeRepo) ->
         for part in range(3):
             send(repo, [behavior(3, 101 + part * 2 + n, SINCE + 0.1 + part / 10 + n / 100) for n in range(2)])
             lane.tick()
-        counts = lane.ledger.totals("user_embedding")
+        counts = lane.ledger.stream_counts("user_embedding")
     assert (counts["applied"], counts["quarantined: bot"]) == (3, 3)
 
 

@@ -15,7 +15,6 @@ from feast import FeatureStore
 from repo_fixture import USERS, MakeRepo, SmallRepo, StoppedError, day, stopping_at, tiny_encoder
 from stream_fixture import PARTITIONS, SINCE, by_hand, clicks, send, streamed
 
-from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.ledger.schema import leases
 from feast_embeddings.materialize.stream.declared import make_worker
 from feast_embeddings.materialize.stream.micro_batch import StreamTicks
@@ -46,8 +45,8 @@ def working(options: StreamOptions = OPTIONS) -> Iterator[StreamWorker]:
 
 
 def await_read(repo: SmallRepo, count: int, within_s: float = 30) -> dict[str, int]:
-    ledger, deadline = StreamLedger(repo.workspace.ledger), time.monotonic() + within_s
-    while (found := ledger.totals("user_embedding")).get("read", 0) < count:
+    ledger, deadline = repo.workspace.ledger, time.monotonic() + within_s
+    while (found := ledger.stream_counts("user_embedding")).get("read", 0) < count:
         assert time.monotonic() < deadline, f"{found} of {count} read"
         time.sleep(0.02)
     return found
@@ -125,7 +124,7 @@ def test_a_pause_empties_the_lanes_and_they_go_on_afterwards(make_repo: MakeRepo
             assert lanes_held(ledger, repo.project, "user_embedding") == []
             with pytest.raises(LeaseError), paused(ledger, repo.project, "user_embedding"):
                 pass
-            assert StreamLedger(ledger).totals("user_embedding") == {}
+            assert ledger.stream_counts("user_embedding") == {}
         await_read(repo, 20)
 
 
@@ -147,7 +146,7 @@ def test_what_was_begun_in_another_number_of_lanes_is_finished_first(make_repo: 
     with working():
         counts = await_read(repo, 60)
     assert (counts["read"], counts["applied"]) == (60, 60)
-    assert StreamLedger(repo.workspace.ledger).open_ticks("user_embedding") == []
+    assert repo.workspace.ledger.open_micro_batches("user_embedding") == []
     assert all(not each.diverged for each in replay_stream(repo.store))
 
 

@@ -1,0 +1,1 @@
+"""Revisions, each named by the schema version that it leads to."""
