@@ -165,9 +165,9 @@ class EmbeddingLog(StagedFiles):
         replace_file(path, lambda unfinished: write_log(parts(), self.schema, unfinished))
         return rows
 
-    def files(self) -> list[Path]:
-        """Every file of the log, live and retained, oldest tick first."""
-        found = [*self.folder.glob("live/*.parquet"), *self.folder.glob("retained/*.parquet")]
+    def files(self, *folders: str) -> list[Path]:
+        """Files of the log, live and retained or those of the folders named, oldest tick first."""
+        found = [path for folder in folders or ("live", "retained") for path in self.folder.glob(f"{folder}/*.parquet")]
         return sorted(found, key=lambda path: path.name)
 
     # ── erasure ──────────────────────────────────────────────────────────────────────────────────────────

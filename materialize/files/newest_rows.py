@@ -46,9 +46,12 @@ class FillRowsOfTick:
     vectors: Float32s
 
 
-def newest_rows(log: EmbeddingLog, fills: Sequence[str]) -> Iterator[FillRowsOfTick]:
-    """The row with the highest tick of every entity, in each of these fills; one file in memory at a time."""
-    files = [as_pattern(path) for path in log.files()]
+def newest_rows(log: EmbeddingLog, fills: Sequence[str], *folders: str) -> Iterator[FillRowsOfTick]:
+    """The row with the highest tick of every entity, in each of these fills; one file in memory at a time.
+
+    Of the whole log, or of the ``folders`` of it that are named.
+    """
+    files = [as_pattern(path) for path in log.files(*folders)]
     if not files or not fills:
         return
     with duckdb.connect() as database:

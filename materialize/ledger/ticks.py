@@ -231,12 +231,11 @@ class Ticks(Database):
             published times grow within a view, whoever publishes.
         """
         with self.transaction() as connection:
-            states = {fill.fill: fill.state for fill in sorted(logged, key=lambda fill: fill.fill)}
-            now = connection.execute(
-                sa.select(fills.c.fill, fills.c.state).where(fills.c.fill.in_(states)).order_by(fills.c.fill)
-            ).all()
+            names = [fill.fill for fill in logged]
+            found_now = connection.execute(sa.select(fills.c.fill, fills.c.state).where(fills.c.fill.in_(names)))
+            unchanged = {(fill.fill, fill.state) for fill in logged} == {tuple(row) for row in found_now}
             last_us = _last_published_us(connection, tick.view, but=tick.number)
-            if last_us >= published_us or [*states.items()] != [(fill, state) for fill, state in now]:
+            if last_us >= published_us or not unchanged:
                 return False
             values: dict[str, Any] = {"state": "published", "published_us": published_us, "rows": rows}
             if found is not None:

@@ -181,7 +181,7 @@ class StreamWorker:
         try:
             with held(self.ledger, resource, self.options.lease_s):
                 self._refuse_other_lanes()
-                for name in sorted(left):
+                for name in left:
                     lane, lanes = map(int, name.split("/"))
                     partitions = lane_partitions(lane, lanes, self.options.partitions)
                     if (opened := self._opened(name, partitions)) is None:

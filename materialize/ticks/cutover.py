@@ -163,7 +163,7 @@ class Cutovers:
 
 def _ticked(log: EmbeddingLog, fill: str, ticks: set[int] | None = None) -> Iterator[CaughtUp]:
     """What ticks made of a fill since it receives them itself, by the log; of some ticks, or of all."""
-    found = [rows for rows in newest_rows(log, [fill]) if ticks is None or rows.tick in ticks]
+    found = [rows for rows in newest_rows(log, [fill], "retained") if ticks is None or rows.tick in ticks]
     if found:
         numbers = [np.full(len(rows.ids), rows.tick, np.int64) for rows in found]
         ids, vectors = concat_ids([rows.ids for rows in found]), np.concatenate([rows.vectors for rows in found])

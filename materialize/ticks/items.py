@@ -82,9 +82,9 @@ class Followed:
 
 
 class ItemTicks:
-    """Finishes recorded ticks of an item view; the caller holds the lease of the view's ticks."""
+    """Finishes recorded ticks of an item view, which has none where it follows no user view."""
 
-    def __init__(self, work: ViewWork, followed: Followed) -> None:
+    def __init__(self, work: ViewWork, followed: Followed | None) -> None:
         self.work, self.pipeline = work, Pipeline(work)
         self.ledger, self.log, self.view = work.ledger, work.log, work.spec.view
         self._followed = followed
@@ -106,12 +106,14 @@ class ItemTicks:
             self._sums.drop(fill, tick.number)
 
     def _stage(self, tick: Tick) -> None:
-        behaviors = self._living(self._followed.members(self._following.followed_by(tick)))
+        assert self._followed is not None, self.view  # noqa: S101 - only then is one recorded
+        followed = self._followed
+        behaviors = self._living(followed.members(self._following.followed_by(tick)))
         self.ledger.update_tick(tick, members=len(behaviors))
         reached("members")
         for fill in self.work.targets(tick):
             encoder = self.work.encoder(fill.space)
-            users, known = self._users_before(fill.space, behaviors, encoder.dim)
+            users, known = self._users_before(followed.spec, fill.space, behaviors)
             items = ids_of(behaviors["item"].filter(pa.array(known)))
             self.work.lease.check()
             sums = self._sums.add(fill.fill, tick.number, _unseen(encoder, fill.space, items, users))
@@ -124,14 +126,14 @@ class ItemTicks:
         erased_us = Tombstones(self.ledger, self.work.spec.join_key).erased_us(behaviors["item"])
         return behaviors.filter(pa.array(erased_us == NEVER))
 
-    def _users_before(self, space: str, behaviors: pa.Table, dim: int) -> tuple[Float32s, np.ndarray]:
+    def _users_before(self, spec: EmbeddingSpec, space: str, behaviors: pa.Table) -> tuple[Float32s, np.ndarray]:
         """Vectors float32 [m, dim] of the m behaviors whose users had one, and which these are: bool [n]."""
         pairs = behaviors.select(["entity", "before"]).append_column("row", pa.array(np.arange(len(behaviors))))
         asked = pairs.group_by(["entity", "before"], use_threads=False).aggregate([("row", "list")])
         vectors = served_vectors(
             self.ledger,
-            self.work.workspace.log(self._followed.spec),
-            self._followed.spec,
+            self.work.workspace.log(spec),
+            spec,
             space,
             asked["entity"].combine_chunks(),
             np.asarray(asked["before"].to_numpy(), np.int64),
@@ -140,7 +142,7 @@ class ItemTicks:
         pair: Int64s = np.empty(len(behaviors), np.int64)
         pair[rows.flatten().to_numpy()] = np.repeat(np.arange(len(asked)), rows.value_lengths().to_numpy())
         has = np.asarray(pc.is_valid(vectors).to_numpy(), np.bool_)
-        matrix = matrix_of(vectors.drop_null()) if has.any() else np.empty((0, dim), np.float32)
+        matrix = matrix_of(vectors.drop_null()) if has.any() else np.empty((0, spec.dim), np.float32)
         known = has[pair]
         return matrix[(np.cumsum(has) - 1)[pair[known]]], known
 

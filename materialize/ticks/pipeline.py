@@ -76,8 +76,7 @@ class Pipeline:
         self.work.lease.check()
         while True:
             # Published times grow within a view, also where a clock stands still or another host's is ahead.
-            last_us = max(self.ledger.last_published_us(self.view), tick.window_start_us or 0)
-            published_us = max(now_us(), last_us + 1)
+            published_us = max(now_us(), self.ledger.last_published_us(self.view) + 1, tick.window_start_us or 0)
             fills = self.work.targets(tick)
             for fill in fills if rows else ():
                 written_us = tick.window_start_us or published_us

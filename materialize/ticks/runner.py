@@ -290,7 +290,7 @@ class Runner:
         wait, wait_s = on_wait or self._last_round, LAST_ROUND_WAIT_S if wait_s is None else wait_s
         with held(self.ledger, self._ticks_lease, self._lease_s, wait_s, owner, wait) as lease:
             work = self._work(lease)
-            yield ItemTicks(work, self._followed) if self._followed else UserTicks(work, self._behaviors)
+            yield UserTicks(work, self._source) if self._source else ItemTicks(work, self._followed)
 
     @contextmanager
     def _refreshing(self, owner: str | None = None) -> Iterator[Refreshes]:
@@ -298,14 +298,6 @@ class Runner:
         self.workspace.declared_space(self.spec)
         with held(self.ledger, self._refresh_lease, self._lease_s, owner=owner) as lease:
             yield Refreshes(self._work(lease))
-
-    @property
-    def _behaviors(self) -> BehaviorLog:
-        if self._source is None:
-            raise TickError(
-                f"View {self.spec.view!r} follows no user view, so that it has no ticks: unseen= declares one."
-            )
-        return self._source
 
     def _work(self, lease: Lease) -> ViewWork:
         return ViewWork(self.workspace, self.store, self.config, self.spec, self._source, lease)

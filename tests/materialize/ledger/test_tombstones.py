@@ -84,6 +84,10 @@ def test_a_ledger_from_before_there_were_erasures_is_brought_up_to_date(tmp_path
     before.close()
     with sqlite3.connect(path) as database:
         database.execute("DROP TABLE feast_embeddings_erasures")
+        for column in ("lane", "source", "ranges"):
+            database.execute(f"ALTER TABLE feast_embeddings_ticks DROP COLUMN {column}")
+        for index in ("state", "publication"):
+            database.execute(f"DROP INDEX feast_embeddings_ticks_by_{index}")
         database.execute("UPDATE feast_embeddings_schema SET version = 1")
     database.close()
     for _ in range(2):

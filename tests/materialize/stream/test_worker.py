@@ -17,7 +17,7 @@ from stream_fixture import PARTITIONS, SINCE, by_hand, clicks, send, streamed
 
 from feast_embeddings.materialize.ledger.schema import leases
 from feast_embeddings.materialize.stream.declared import make_worker
-from feast_embeddings.materialize.stream.micro_batch import StreamTicks
+from feast_embeddings.materialize.stream.micro_batch import MicroBatches
 from feast_embeddings.materialize.stream.recompute import replay_stream
 from feast_embeddings.materialize.stream.redis_streams import stream_key
 from feast_embeddings.materialize.stream.sharing import lanes_held, paused
@@ -94,10 +94,10 @@ def test_a_worker_that_loses_a_lane_while_it_takes_it_up_goes_on(
     make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repo = streamed(make_repo)
-    take_up = StreamTicks.take_up
-    lost: list[StreamTicks] = []
+    take_up = MicroBatches.take_up
+    lost: list[MicroBatches] = []
 
-    def slow(ticks: StreamTicks, source: Source) -> object:
+    def slow(ticks: MicroBatches, source: Source) -> object:
         if not lost:
             lost.append(ticks)
             with repo.workspace.ledger.unguarded() as connection:  # it ran out, and another worker was quicker
@@ -105,7 +105,7 @@ def test_a_worker_that_loses_a_lane_while_it_takes_it_up_goes_on(
                 ticks.lease.renew(connection)
         return take_up(ticks, source)
 
-    monkeypatch.setattr(StreamTicks, "take_up", slow)
+    monkeypatch.setattr(MicroBatches, "take_up", slow)
     with working() as worker:
         send(repo, clicks(20, 1, SINCE, SINCE + 0.5))
         await_read(repo, 20)
