@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -33,6 +34,19 @@ def pytest_configure(config: pytest.Config) -> None:
         )
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    """Which servers the tests of the online store run on."""
-    return f"online stores: embedded Valkey, {REDIS_SERVER or 'no redis-server (none on PATH or in REDIS_SERVER_BIN)'}"
+# Those that products of 8 bits go by: a figure that only one machine has, mostly follows from one of them.
+INSTRUCTIONS = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Which servers the tests of the online store run on, and what the processor multiplies integers with."""
+    server = REDIS_SERVER or "no redis-server (none on PATH or in REDIS_SERVER_BIN)"
+    return [f"online stores: embedded Valkey, {server}", f"processor: {_instructions()}"]
+
+
+def _instructions() -> str:
+    about = Path("/proc/cpuinfo")
+    if not about.exists():
+        return "unknown (no /proc/cpuinfo)"
+    flags = set(about.read_text().split())
+    return ", ".join(name if name in flags else f"no {name}" for name in INSTRUCTIONS)

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from feast_embeddings.models import Encoder, ItemIndex, OnnxEncoder, SequenceConfig, SequenceEncoder, ValueNormalizer
+from feast_embeddings.models.onnx_runtime import quantized
 
 TYPES = ("view", "cart", "buy")
 
@@ -47,6 +49,17 @@ def test_eight_bits_agree_to_two_digits(encoder, folder, histories):
     expected = encoder.encode(histories)
     assert np.abs(runtime.encode(histories) - expected).max() < 0.03 * np.linalg.norm(expected, axis=1).max()
     assert runtime.numeric_path == "cpu/onnxruntime-int8"
+
+
+def test_two_neighboring_products_of_eight_bits_fit_into_sixteen(encoder, folder):
+    """Where there is no VNNI, two of them are added in 16 bits, and cut: with the largest activations none may be."""
+    graph = onnx.load_from_string(quantized((folder / f"{encoder.space}.onnx").read_bytes())).graph
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    matrices = [tensors[node.input[1]] for node in graph.node if node.op_type == "MatMulInteger"]
+    assert len(matrices) == 1 + 4 * len(encoder.blocks)
+    for matrix in matrices:
+        assert matrix.dtype == np.int8
+        assert 2 * 255 * np.abs(matrix.astype(np.int64)).max() <= np.iinfo(np.int16).max
 
 
 def test_a_model_is_exported_once_per_space(encoder, folder):
