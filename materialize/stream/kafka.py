@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from feast_embeddings.materialize.stream.source import Delivery, Positions, Ranges, joined
+from feast_embeddings.materialize.ledger.records import Ranges
+from feast_embeddings.materialize.stream.source import Delivery, Positions, joined
 from feast_embeddings.models.errors import StreamError
 
 _TIMEOUT_S: Final = 10.0

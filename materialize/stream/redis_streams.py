@@ -15,8 +15,9 @@ from typing import Any, Final
 import numpy as np
 import redis
 
+from feast_embeddings.materialize.ledger.records import Ranges
 from feast_embeddings.materialize.online.scripts import call
-from feast_embeddings.materialize.stream.source import Delivery, Positions, Ranges, joined, partition_of
+from feast_embeddings.materialize.stream.source import Delivery, Positions, joined, partition_of
 from feast_embeddings.models.encoder.batch import Int64s
 from feast_embeddings.models.errors import LeaseError, StreamError
 

@@ -9,12 +9,11 @@ from zlib import crc32
 
 import numpy as np
 
+from feast_embeddings.materialize.ledger.records import Ranges
 from feast_embeddings.models.encoder.batch import Int64s
 
 Positions = Mapping[int, int]
 """Partition → offset of the last message."""
-Ranges = Mapping[int, tuple[int, int]]
-"""Partition → first and last offset, both included."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,11 +170,8 @@ class StreamWorker:
 
     def _finished_left(self) -> bool:
         """Finish ticks that dead workers began in another number of lanes; whether none is left, so lanes may begin."""
-        left = {
-            lane
-            for tick in self.ledger.open_micro_batches(self.view)
-            if (lane := tick.lane) and not self._is_mine(lane)
-        }
+        lanes_left = {tick.lane or "" for tick in self.ledger.open_micro_batches(self.view)}
+        left = [name for name in sorted(lanes_left) if not self._is_mine(name)]
         resource = left_resource(self.project, self.view)
         if not left:
             return holder(self.ledger, resource) is None

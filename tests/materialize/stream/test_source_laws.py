@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from sources_fixture import PARTITIONS, USERS, World, drain, numbers
 
+from feast_embeddings.materialize.ledger.records import ranges_from_json, ranges_to_json
 from feast_embeddings.materialize.stream.source import (
     Delivery,
     lane_partitions,
     partition_of,
-    ranges_from_json,
-    ranges_to_json,
 )
 from feast_embeddings.models.errors import LeaseError
 
