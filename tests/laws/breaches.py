@@ -162,10 +162,12 @@ def _foreign_attributes(module: Module) -> set[str]:
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             own.add(node.id)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
-            used |= {
-                name.value for name in node.args[1:2] if isinstance(name, ast.Constant) and _is_private(name.value)
-            }
+            used |= {text for text in map(_text_of, node.args[1:2]) if _is_private(text)}
     return used - own
+
+
+def _text_of(node: ast.expr) -> str:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def _attributes_of(module: Module, name: str) -> set[str]:
