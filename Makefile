@@ -9,7 +9,7 @@ TORCH   = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types wheel bench-online-retail bench-autoencoder bench-generator bench-ranker bench-quality bench-encode bench-policies bench-online faults concurrency fuzz bench-text bench-explain bench-compression bench-session bench-freshness stream-faults soak bench-stream clean
+.PHONY: help setup demo test lint types wheel structure trace bench-online-retail bench-autoencoder bench-generator bench-ranker bench-quality bench-encode bench-policies bench-online faults concurrency fuzz bench-text bench-explain bench-compression bench-session bench-freshness stream-faults soak bench-stream clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -40,6 +40,12 @@ lint: setup  ## check style and formatting
 
 types: setup  ## check types, strictly
 	@$(BIN)/mypy -p feast_embeddings
+
+structure: setup  ## count modules, imports, circles, lines; AGAINST=REV puts another revision beside it
+	@$(BIN)/python tests/laws/structure.py $(if $(AGAINST),--against '$(AGAINST)')
+
+trace: setup  ## print the modules that one tick and one refresh run through
+	@PYTHONPATH='$(CURDIR)/typings' $(BIN)/python tests/laws/touched.py
 
 faults: setup  ## prove that 1,000 schedules of stopped, killed and sleeping jobs end alike (about 25 minutes)
 	@$(BIN)/python benchmarks/faults.py
