@@ -28,6 +28,8 @@ from repo_fixture import (
     stopping_at,
     tiny_encoder,
 )
+from stream_overlap_schedules import CASES as BESIDE
+from stream_overlap_schedules import StreamOverlapSchedule, StreamOverlapWorld
 
 from feast_embeddings.materialize.ticks.milestones import CUTOVER, RETIREMENT, TICK
 
@@ -167,6 +169,22 @@ def test_any_schedule_of_ticks_beside_a_refresh_ends_as_one_after_the_other(
             happened += OverlapSchedule(world, random.Random(seed), kills=seed == 3).run()  # noqa: S311 - a schedule
     assert sum(count for what, count in happened.items() if what.startswith("ticks beside it")) > 0
     assert sum(count for what, count in happened.items() if what.startswith("stopped at")) > 0
+
+
+@pytest.mark.parametrize(("policy", "context"), [BESIDE[1], BESIDE[2], BESIDE[4]])
+def test_any_schedule_of_micro_batches_beside_a_refresh_ends_as_one_after_the_other(
+    make_repo: MakeRepo, policy: str, context: int
+) -> None:
+    """A sample: micro-batches at any step of the refresh, both stopped anywhere."""
+    with small_chunks():
+        world = StreamOverlapWorld.made(make_repo, policy, context)
+        happened: Counter[str] = Counter()
+        for seed in range(3):
+            schedule = StreamOverlapSchedule(world, random.Random(seed))  # noqa: S311 - a schedule
+            schedule.run()
+            happened += schedule.faults
+    assert happened["micro-batches"] > 0
+    assert happened["refresh stopped"] + happened["worker stopped"] > 0
 
 
 # ── killed ───────────────────────────────────────────────────────────────────────────────────────────────────
