@@ -27,3 +27,9 @@ __all__ = [
     "read_vectors",
     "search",
 ]
+
+import sys  # noqa: E402
+
+from feast_embeddings.materialize.declare import views  # noqa: E402
+
+sys.modules.setdefault("feast_embeddings.materialize.views", views)

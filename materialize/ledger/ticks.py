@@ -118,9 +118,9 @@ class Ticks(Database):
             found = _receiving(connection, view)
             if not found:
                 raise TickError(f"View {view!r} has never been live: run `feast materialize` once, then its stream.")
-            newest = sa.select(ticks.c.end_us).where(ticks.c.view == view).order_by(ticks.c.tick.desc()).limit(1)
             number, now = next_number(connection, view), now_us()
-            end_us = max(now, int(connection.scalar(newest) or 0) + 1)  # ends grow with the numbers
+            # ends never fall along the numbers, and grow within a lane
+            end_us = max(now, _last_end_us(connection, view), _last_end_us(connection, view, lane) + 1)
             insert_tick(
                 connection, view, number, [fill for fill, _ in found], lane=lane, source=source,
                 ranges=ranges_to_json(ranges), end_us=end_us, created_until_us=end_us,
@@ -334,6 +334,13 @@ def _spaces_in_use(connection: Connection, view: str) -> list[str]:
     """Spaces of the fills that receive ticks, or will."""
     mine = (fills.c.view == view, fills.c.state.in_((*RECEIVING, "building")))
     return sorted(set(connection.scalars(sa.select(fills.c.space).where(*mine))))
+
+
+def _last_end_us(connection: Connection, view: str, lane: str | None = None) -> int:
+    """End of the newest tick of a view, or of one lane; 0 before the first."""
+    mine = ticks.c.view == view if lane is None else sa.and_(ticks.c.view == view, ticks.c.lane == lane)
+    query = sa.select(ticks.c.end_us).where(mine).order_by(ticks.c.tick.desc()).limit(1)
+    return int(connection.scalar(query) or 0)
 
 
 def _last_published_us(connection: Connection, view: str, but: int = 0) -> int:
