@@ -28,8 +28,8 @@ __all__ = [
     "search",
 ]
 
-import sys  # noqa: E402
+import sys
 
-from feast_embeddings.materialize.declare import views  # noqa: E402
+from feast_embeddings.materialize.declare import views
 
 sys.modules.setdefault("feast_embeddings.materialize.views", views)

@@ -22,6 +22,7 @@ from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.ticks.agenda import Agenda
 from feast_embeddings.materialize.ticks.cutover import Cutovers
+from feast_embeddings.materialize.ticks.gentle import T, gently
 from feast_embeddings.materialize.ticks.hold import held_back, settle
 from feast_embeddings.materialize.ticks.incremental import TicksOfView, UserTicks
 from feast_embeddings.materialize.ticks.items import Followed, ItemTicks
@@ -202,8 +203,9 @@ class Runner:
     def _finish_refresh(self, refreshes: Refreshes, tick: Tick, ticks: TicksOfView | None) -> None:
         """Make the fill, catch up, cut over. ``ticks`` where the job holds the lease of the ticks already."""
         self._settle(refreshes, tick.number, ticking=ticks is not None)
-        tick = refreshes.write(tick)
-        self._catch_up(refreshes)
+        recorded, work = tick, gently if self.agenda.streamed else _at_once
+        tick = work(lambda: refreshes.write(recorded))
+        work(lambda: self._catch_up(refreshes))
         with ExitStack() as stack:
             if ticks is None:
                 ticks = stack.enter_context(self._ticking(self._owner, TICKS_WAIT_S, lambda: refreshes.catch_up() >= 0))
@@ -348,3 +350,7 @@ def _source(
     if spec.tower == "item":
         return None
     return BehaviorLog.of(behaviors_of(registry, config.project, spec), workspace.root, workspace.ledger)
+
+
+def _at_once(work: Callable[[], T]) -> T:
+    return work()

@@ -13,6 +13,8 @@ from stream_fixture import PARTITIONS, SINCE, behavior, by_hand, clicks, send, s
 from feast_embeddings.materialize.stream.dead_letters import PoisonMessages
 from feast_embeddings.materialize.stream.judge import TOO_LATE
 from feast_embeddings.materialize.stream.redis_streams import append_behaviors, stream_key
+from feast_embeddings.materialize.ticks.hold import held_back
+from feast_embeddings.models.errors import HeldError
 from feast_embeddings.transformations import Histories
 
 STEPS = ("recorded", "members", "staged", "window", "chunk", "written", "logged", "published")
@@ -126,6 +128,20 @@ def test_what_a_dead_worker_recorded_is_not_trimmed_before_it_is_finished(make_r
         pass
     with repo.redis() as client:
         assert sum(client.xpending(key, "user_embedding")["pending"] for key in keys) == 0
+
+
+def test_no_micro_batch_is_recorded_while_a_refresh_holds_them_back(make_repo: MakeRepo) -> None:
+    repo = streamed(make_repo)
+    send(repo, clicks(20, 1, SINCE, SINCE + 0.5))
+    ledger = repo.workspace.ledger
+    with at(day(SINCE + 1)), by_hand(repo) as lane:
+        with held_back(ledger, repo.project, "user_embedding", "a refresh:1:x"), pytest.raises(HeldError):
+            lane.tick()
+        assert ledger.micro_batches("user_embedding") == ledger.open_micro_batches("user_embedding") == []
+    with at(day(SINCE + 1)), by_hand(repo) as lane:
+        while lane.tick() is not None:
+            pass
+    assert totals(repo)["applied"] == 20
 
 
 def test_order_within_and_between_micro_batches_does_not_count(make_repo: MakeRepo) -> None:

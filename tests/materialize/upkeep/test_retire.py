@@ -122,7 +122,7 @@ def test_the_rate_is_bounded(retired: SmallRepo) -> None:
 
 
 def test_one_at_a_time(retired: SmallRepo) -> None:
-    resource = retire.retire_resource(retired.project)
+    resource = retirement.retire_resource(retired.project)
     with held(retired.workspace.ledger, resource), pytest.raises(LeaseError, match="retirement of fills"):
         _retire(retired)
     assert _retire(retired) == [_first(retired)]
