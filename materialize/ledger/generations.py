@@ -97,6 +97,18 @@ class Generations(Database):
         done = [g for g in self.generations(encoder) if g.cutover_us is not None]
         return done[-1] if done else None
 
+    def begin_cutover(self, generation: Generation) -> int:
+        """The time of a cutover, later than any publication in its views; what is published from now on is later."""
+        views = list(generation.fills)
+        mine = (ticks.c.view.in_(views), ticks.c.published_us.is_not(None))
+        made = sa.select(fills.c.tick).where(fills.c.fill.in_(generation.fills.values()), fills.c.view == ticks.c.view)
+        with self.transaction() as connection:
+            last_us = connection.scalar(sa.select(sa.func.max(ticks.c.published_us)).where(*mine))
+            cutover_us = max(now_us(), int(last_us or 0) + 1)
+            waiting = (ticks.c.view.in_(views), ticks.c.state == "written", ticks.c.tick.in_(made))
+            connection.execute(sa.update(ticks).where(*waiting).values(published_us=cutover_us))
+        return cutover_us
+
     def finish_cutover(
         self,
         generation: Generation,

@@ -14,7 +14,6 @@ import numpy as np
 from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
-from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, LogStamp
 from feast_embeddings.materialize.files.newest_rows import newest_rows
@@ -115,13 +114,12 @@ class Cutovers:
         reached("cutover-switched")
         lease.check()
         ready = [fills[name] for name in generation.fills.values() if fills[name].state == "ready"]
-        published_us = max((self.ledger.last_published_us(view) for view in generation.fills), default=0)
-        cutover_us = max(now_us(), published_us + 1)
+        cutover_us = self.ledger.begin_cutover(generation)
         logged = {fill.fill: self._log(specs[fill.view], fill, cutover_us) for fill in ready}
         reached("cutover-logged")
         while not self.ledger.finish_cutover(generation, cutover_us, states, logged):
             for fill in ready:  # ticks of a stream went on into it
-                logged[fill.fill] |= self._log_later(specs[fill.view], fill, cutover_us + 1, logged[fill.fill])
+                logged[fill.fill] |= self._log_later(specs[fill.view], fill, logged[fill.fill])
         for name in generation.fills.values():
             log = self.workspace.log(specs[fills[name].view])
             log.drop_staged(fills[name].tick, [name])
@@ -136,17 +134,20 @@ class Cutovers:
         log.publish_fill(stamp_of(fill.tick), rows, stamp_of, self._renew)
         return known
 
-    def _log_later(self, spec: EmbeddingSpec, fill: Fill, event_us: int, known: set[int]) -> set[int]:
-        """Log what ticks have made of a new fill since, as returned just after the rest; numbers of those ticks."""
+    def _log_later(self, spec: EmbeddingSpec, fill: Fill, known: set[int]) -> set[int]:
+        """Log what ticks have made of a new fill since, which were published after it; numbers of those ticks."""
         log = self.workspace.log(spec)
         found = {tick.number for tick in self.ledger.ticks_after(spec.view, fill.tick)} - known
         for rows in _ticked(log, fill.fill, found):
-            log.publish_caught_up(rows, self._stamps(spec, fill, event_us))
+            log.publish_caught_up(rows, self._stamps(spec, fill, None))
         return found
 
-    def _stamps(self, spec: EmbeddingSpec, fill: Fill, event_us: int) -> Callable[[int], LogStamp]:
+    def _stamps(self, spec: EmbeddingSpec, fill: Fill, cutover_us: int | None) -> Callable[[int], LogStamp]:
+        """Stamps of ticks, all as of a cutover, or each as of its own publication."""
+
         def stamp(number: int) -> LogStamp:
             tick = self.ledger.tick(spec.view, number)
+            event_us = cutover_us or tick.published_us or 0
             written_us = tick.window_start_us or event_us
             return LogStamp(fill.fill, fill.space, number, tick.end_us, written_us, event_us)
 
