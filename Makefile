@@ -9,7 +9,7 @@ TORCH   = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types wheel structure trace bench-online-retail bench-autoencoder bench-generator bench-ranker bench-quality bench-encode bench-policies bench-online faults concurrency fuzz bench-text bench-explain bench-compression bench-session bench-freshness stream-faults soak bench-stream clean
+.PHONY: help bench-refresh-beside-stream setup demo test lint types wheel structure trace bench-online-retail bench-autoencoder bench-generator bench-ranker bench-quality bench-encode bench-policies bench-online faults concurrency fuzz bench-text bench-explain bench-compression bench-session bench-freshness stream-faults soak bench-stream clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -61,6 +61,9 @@ stream-faults: setup  ## prove that a stream whose workers are killed for two mi
 
 soak: setup  ## prove that a stream's workers stay within their memory for 30 minutes
 	@$(BIN)/python benchmarks/stream_faults.py soak --seconds 1800 --rate 400
+
+bench-refresh-beside-stream: setup  ## measure how long clicks wait while their view is refreshed, and whether lag grows
+	@$(BIN)/python -W ignore benchmarks/refresh_beside_stream.py
 
 bench-stream: setup  ## measure clicks per second, and from click to vector: make bench-stream DATA=path/to/globo.parquet
 	@test -n '$(DATA)' || { echo 'bench-stream: say where the clicks are, DATA=path/to/globo.parquet' >&2; exit 1; }

@@ -58,16 +58,22 @@ def run_one(folder: str, number: int, kills: bool) -> tuple[str, Counter[str], s
     from overlap_schedules import ENDS, OverlapSchedule, OverlapWorld
     from overlap_schedules import POLICIES as TICKING
     from repo_fixture import retiring_at_once
+    from stream_overlap_schedules import CASES, StreamOverlapSchedule, StreamOverlapWorld
 
+    kind: Any
     with warnings.catch_warnings(), small_chunks(), retiring_at_once(), _silence():
         warnings.simplefilter("ignore")
         nth = number // 3
-        if number % 3 == 2:
+        if number % 3 == 1:
+            policy, context = CASES[nth % len(CASES)]
+            kind, name = StreamOverlapSchedule, f"a stream beside a refresh, context {context}, {policy}"
+            world = _world(Path(folder), name, lambda make: StreamOverlapWorld.made(make, policy, context))
+        elif number % 3 == 2:
             policy, end = TICKING[nth % len(TICKING)], ENDS[nth // len(TICKING) % len(ENDS)]
             kind, name = OverlapSchedule, f"ticks beside a refresh as of day {end}, {policy}"
             world = _world(Path(folder), name, lambda make: OverlapWorld.overlapping(make, policy, end))
         else:
-            policy = POLICIES[number % len(POLICIES)]
+            policy = POLICIES[nth % len(POLICIES)]
             kind, name = Schedule, policy
             world = _world(Path(folder), name, lambda make: World.made(make, policy))
         name = f"{name}, {'kill -9, ' if kills else ''}seed {number}"
@@ -76,7 +82,8 @@ def run_one(folder: str, number: int, kills: bool) -> tuple[str, Counter[str], s
             schedule.run()
         except Exception as error:
             return name, schedule.faults, f"{type(error).__name__}: {error}"
-    happened = Counter({"ticks beside a refresh: schedules": 1}) if kind is OverlapSchedule else Counter()
+    kinds = {OverlapSchedule: "ticks beside a refresh", StreamOverlapSchedule: "micro-batches beside a refresh"}
+    happened = Counter({f"{kinds[kind]}: schedules": 1}) if kind in kinds else Counter()
     return name, schedule.faults + happened, None
 
 

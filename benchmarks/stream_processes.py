@@ -117,7 +117,7 @@ def work(options: argparse.Namespace) -> None:
     out = Path(f"ticks-{os.getpid()}.jsonl").open("w", buffering=1)  # noqa: SIM115 - it lasts as long as the process
 
     def on_tick(applied: Any, us: int) -> None:
-        record = {"tick": applied.tick.number, "us": us, "read": applied.counts["read"], "cpu": cpu_s()}
+        record = {"tick": applied.tick.number, "us": us, "read": applied.found.counts["read"], "cpu": cpu_s()}
         out.write(json.dumps({**record, **applied.seconds}) + "\n")
 
     source = SourceOptions("kafka", options.brokers, options.kafka) if options.kafka else SourceOptions()

@@ -12,6 +12,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, ids_of, matrix_of
 from feast_embeddings.models.encoder.batch import Float32s, Ids
@@ -61,6 +62,12 @@ def newest_rows(log: EmbeddingLog, fills: Sequence[str], *folders: str) -> Itera
     for name, (start, end) in zip(names, pairwise([*starts, len(found["row"])]), strict=True):
         rows = pq.read_table(name, schema=log.schema, partitioning=None).take(pa.array(found["row"][start:end]))
         yield from _by_tick(log, rows)
+
+
+@retry(retry=retry_if_exception_type((duckdb.IOException, FileNotFoundError)), stop=stop_after_attempt(5), reraise=True)
+def newest_rows_at_once(log: EmbeddingLog, fill: str, folder: str) -> list[FillRowsOfTick]:
+    """As :func:`newest_rows`, of one fill and folder, in memory; a compaction may be at work on its files meanwhile."""
+    return list(newest_rows(log, [fill], folder))
 
 
 def as_pattern(path: Path) -> str:

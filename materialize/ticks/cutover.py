@@ -16,7 +16,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, LogStamp
-from feast_embeddings.materialize.files.newest_rows import newest_rows
+from feast_embeddings.materialize.files.newest_rows import newest_rows_at_once
 from feast_embeddings.materialize.files.staged import CaughtUp
 from feast_embeddings.materialize.files.workspace import Workspace, cutover_resource, encoder_specs
 from feast_embeddings.materialize.ledger.leases import Lease, held
@@ -164,7 +164,7 @@ class Cutovers:
 
 def _ticked(log: EmbeddingLog, fill: str, ticks: set[int] | None = None) -> Iterator[CaughtUp]:
     """What ticks made of a fill since it receives them itself, by the log; of some ticks, or of all."""
-    found = [rows for rows in newest_rows(log, [fill], "retained") if ticks is None or rows.tick in ticks]
+    found = [rows for rows in newest_rows_at_once(log, fill, "retained") if ticks is None or rows.tick in ticks]
     if found:
         numbers = [np.full(len(rows.ids), rows.tick, np.int64) for rows in found]
         ids, vectors = concat_ids([rows.ids for rows in found]), np.concatenate([rows.vectors for rows in found])
