@@ -15,11 +15,10 @@ from feast_embeddings.models.autoencoder.bags import type_weights_of
 from feast_embeddings.models.autoencoder.config import AutoEncoderTraining
 from feast_embeddings.models.autoencoder.critic import Critic, critic_loss
 from feast_embeddings.models.autoencoder.model import AutoEncoder
-from feast_embeddings.models.autoencoder.trainer import AutoEncoderTrainer, cuda_indexes, run_epochs
+from feast_embeddings.models.autoencoder.trainer import AutoEncoderTrainer, run_epochs
 from feast_embeddings.models.autoencoder.training import AutoEncoderResult
-from feast_embeddings.models.encoder.artifact import register_encoder
-from feast_embeddings.models.encoder.batch import HistoryBatch, Int64s
-from feast_embeddings.models.encoder.device import choose_device
+from feast_embeddings.models.encoder import HistoryBatch, choose_device, register_encoder, seeded
+from feast_embeddings.models.types import Int64s
 
 
 @register_encoder("adversarial-autoencoder")
@@ -50,8 +49,7 @@ class AdversarialTrainer(AutoEncoderTrainer):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        with torch.random.fork_rng(devices=cuda_indexes(self.device)):
-            torch.manual_seed(self.config.seed)
+        with seeded(self.device, self.config.seed):
             self.critic = Critic(self.config.encoder.dim - 1, self.config.critic_hidden).to(self.device)
         rate, betas = self.config.critic_rate, (0.5, 0.9)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), rate, betas=betas)

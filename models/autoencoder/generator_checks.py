@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from feast_embeddings.models.autoencoder.bags import Bags
 from feast_embeddings.models.errors import EvaluationError
+from feast_embeddings.models.types import Bools, Float32s
 
 _CHUNK_ROWS = 512
-
-Float32s = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,7 @@ def nearest_distances(bags: Bags, others: Bags, count: int = 1) -> Float32s:
     return np.concatenate(nearest) if nearest else np.zeros((0, count), np.float32)
 
 
-def _balls(bags: Bags, others: Bags, radius: Float32s) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def _balls(bags: Bags, others: Bags, radius: Float32s) -> tuple[Bools, Bools]:
     """Which bags are in the ball of some other, and which others have one of the bags in theirs."""
     within, covered = [], np.zeros(len(others), np.bool_)
     for part in _distances(bags, others):

@@ -11,10 +11,9 @@ import torch
 
 from feast_embeddings.models.autoencoder.critic import Critic, critic_loss
 from feast_embeddings.models.autoencoder.generator import BehaviorGenerator, GeneratorConfig
-from feast_embeddings.models.encoder.batch import HistoryBatch, Int64s
-from feast_embeddings.models.encoder.device import choose_device, to_device
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
+from feast_embeddings.models.encoder import HistoryBatch, ItemIndex, choose_device, seeded, to_device
 from feast_embeddings.models.errors import BehaviorSourceError, DeclarationError
+from feast_embeddings.models.types import Int64s
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +96,7 @@ def train_generator(
     trainer = _Trainer(config, histories, tuple(behavior_types), chosen)
     deadline = np.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     reports, since = [], []
-    with torch.random.fork_rng(devices=[chosen.index or 0] if chosen.type == "cuda" else []):
-        torch.manual_seed(config.seed + 1)
+    with seeded(chosen, config.seed + 1):
         for step in range(1, config.steps + 1):
             since.append(trainer.step())
             stopping = time.monotonic() > deadline
@@ -118,8 +116,7 @@ class _Trainer:
         index = ItemIndex.of(histories.items, config.min_item_count)
         if not len(index):
             raise BehaviorSourceError("No history holds a known item to learn from: lower min_item_count.")
-        with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
-            torch.manual_seed(config.seed)
+        with seeded(device, config.seed):
             self.generator = BehaviorGenerator(config.generator, types, index).to(device)
             self.critic = Critic(2 * self.generator.bagger.size, config.critic_hidden).to(device)
         self.bags = self.generator.bagger.bags(histories)

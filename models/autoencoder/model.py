@@ -2,60 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from feast_embeddings.models.autoencoder.bags import Bagger, Bags
-from feast_embeddings.models.encoder.artifact import register_encoder
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids
-from feast_embeddings.models.encoder.device import choose_device, numeric_path
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
-from feast_embeddings.models.encoder.protocol import Bools, EncoderState, space_of
-from feast_embeddings.models.encoder.tokens import latest
-from feast_embeddings.models.errors import DeclarationError
-
-Activation = Literal["linear", "relu", "softsign"]
+from feast_embeddings.models.autoencoder.bags import Bagger, Bags, type_weights_of
+from feast_embeddings.models.autoencoder.config import Activation, AutoEncoderConfig
+from feast_embeddings.models.encoder import (
+    EncoderModule,
+    EncoderState,
+    HistoryBatch,
+    ItemIndex,
+    latest,
+    register_encoder,
+)
+from feast_embeddings.models.types import Bools, Float32s, Ids
 
 # Histories per chunk: every matrix product has the same shape whatever the batch, because one of another shape
 # may add in another order. Small enough on a CPU for one history to be quick.
 _CHUNK_ROWS = {"cpu": 64, "mps": 256, "cuda": 1024}
 
 
-@dataclass(frozen=True, slots=True)
-class AutoEncoderConfig:
-    """Architecture of an `AutoEncoder`."""
-
-    dim: int = 64  # of a served vector; its last component carries the items' biases, the rest is the code
-    context: int = 1000  # behaviors looked at; the bag forgets their order, so many are cheap
-    hidden: tuple[int, ...] = ()  # widths between bag and code; none: the code is linear in the bag, and hard to beat
-    activation: Activation = "linear"  # after each layer, the code's too; these three round alike in vector and scalar
-    stacked: bool = False  # columns of its own for each behavior type, or one per item with the types weighted
-    half_life_days: float | None = None  # of a behavior's weight; None: age does not matter
-    normalize: bool = False  # bags brought to length 1, as the likelihood variants want them
-    logits: bool = False  # what the decoder tells: a bag, or the logits of a multinomial over its items
-
-    def __post_init__(self) -> None:
-        """Refuses sizes that cannot be built."""
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        if (
-            self.dim < 2
-            or min(self.context, *self.hidden, 1) < 1
-            or self.activation not in ("linear", "relu", "softsign")
-        ):
-            raise DeclarationError(
-                f"{self} cannot be built: dim is 2 or more, the other sizes are positive, "
-                "and the activation is linear, relu or softsign."
-            )
-
-
 @register_encoder("autoencoder")
-class AutoEncoder(nn.Module):
+class AutoEncoder(EncoderModule):
     """An `Encoder`: the code of a history's bag, and for an item the decoder's column.
 
     The decoder is one linear layer, so the inner product of a history's vector and an item's is exactly the weight
@@ -79,52 +53,21 @@ class AutoEncoder(nn.Module):
         items: ItemIndex,
         type_weights: tuple[float, ...] | None = None,
     ) -> None:
-        super().__init__()
-        self.config, self.items, self.behavior_types = config, items, behavior_types
-        weights = (1.0,) * len(behavior_types) if type_weights is None else tuple(type_weights)
-        if len(weights) != len(behavior_types):
-            raise DeclarationError(f"{len(behavior_types)} behavior types have {len(weights)} weights: give one each.")
+        super().__init__(behavior_types, items, config.dim, config.context)
+        self.config = config
+        weights = type_weights_of(behavior_types, type_weights)
         self.bagger = Bagger(items, weights, config.stacked, config.half_life_days)
         widths = (*config.hidden, config.dim - 1)
         self.bag_table = nn.EmbeddingBag(max(self.bagger.size, 1), widths[0], mode="sum")  # first layer, sparse inputs
         self.bag_bias = nn.Parameter(torch.zeros(widths[0]))
         self.layers = nn.ModuleList(nn.Linear(below, above) for below, above in pairwise(widths))
         self.decoder = nn.Linear(config.dim - 1, max(self.bagger.size, 1))
-        self._space: tuple[tuple[tuple[int, int], ...], str] | None = None
         self._initialize()
 
     def _initialize(self) -> None:
         nn.init.xavier_normal_(self.bag_table.weight)
         nn.init.xavier_normal_(self.decoder.weight)
         nn.init.normal_(self.decoder.bias, std=1e-3)
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self.config.dim
-
-    @property
-    def context(self) -> int:
-        """Behaviors a vector depends on, at most."""
-        return self.config.context
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.decoder.weight.device
-
-    @property
-    def numeric_path(self) -> str:
-        """Device and dtype of ``encode``: always float32, the work is a sum of few rows."""
-        return numeric_path(self.device, "float32")
-
-    @property
-    def space(self) -> str:
-        """Identity of the vector space; computed again only after a weight was changed in place."""
-        versions = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
-        if self._space is None or self._space[0] != versions:
-            self._space = (versions, space_of(self.state()))
-        return self._space[1]
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Codes (B, dim − 1) of dense bags (B, C): the path of training."""
@@ -192,21 +135,10 @@ class AutoEncoder(nn.Module):
             vectors: Float32s = self.bagger.per_item(columns).cpu().numpy()
         return vectors
 
-    def item_ids(self) -> Ids:
-        """Raw ids of the known items."""
-        return self.items.ids
-
     def state(self) -> EncoderState:
         """What an artifact stores."""
-        return EncoderState(
-            kind=self.kind,
-            config={"architecture": _as_json(self.config), "type_weights": list(self.bagger.type_weights)},
-            behavior_types=self.behavior_types,
-            dim=self.dim,
-            context=self.context,
-            tensors=dict(self.state_dict()),
-            item_ids=self.items.ids,
-        )
+        weights = list(self.bagger.type_weights)
+        return self.state_as(self.kind, {"architecture": _as_json(self.config), "type_weights": weights})
 
     @classmethod
     def from_state(
@@ -219,8 +151,7 @@ class AutoEncoder(nn.Module):
             ItemIndex(state.item_ids),
             tuple(state.config["type_weights"]),
         )
-        encoder.load_state_dict(state.tensors)
-        return encoder.to(choose_device(device)).eval()
+        return encoder.restored(state, device)
 
 
 def _activated(x: torch.Tensor, activation: Activation) -> torch.Tensor:

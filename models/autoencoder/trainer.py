@@ -14,12 +14,11 @@ from torch import nn
 
 from feast_embeddings.models.autoencoder.config import AutoEncoderTraining
 from feast_embeddings.models.autoencoder.model import AutoEncoder
-from feast_embeddings.models.encoder.batch import HistoryBatch, Int64s
-from feast_embeddings.models.encoder.device import autocast, to_device, training_precision
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
+from feast_embeddings.models.encoder import HistoryBatch, ItemIndex, autocast, seeded, to_device, training_precision
 from feast_embeddings.models.errors import BehaviorSourceError
-from feast_embeddings.models.evaluation.ranking import Ragged, evaluate_ranking, inner_products
-from feast_embeddings.models.sequence.trainer import EpochReport
+from feast_embeddings.models.evaluation import Ragged, distinct_items, evaluate_ranking, inner_products
+from feast_embeddings.models.sequence import EpochReport
+from feast_embeddings.models.types import Int64s
 
 _VALIDATION = 1 << 32  # seeds of epochs stay below
 
@@ -53,8 +52,7 @@ class AutoEncoderTrainer:
             histories, held_out = split_behaviors(histories, config.validation_share, config.seed)
         _check(histories, held_out)
         index = ItemIndex.of(histories.items, config.min_item_count)
-        with torch.random.fork_rng(devices=cuda_indexes(device)):
-            torch.manual_seed(config.seed)
+        with seeded(device, config.seed):
             self.model = self.model_class(config.encoder, behavior_types, index, type_weights).to(device)
             width = config.encoder.dim - 1
             self.log_variance = nn.Linear(width, width).to(device) if config.variational else None
@@ -81,8 +79,7 @@ class AutoEncoderTrainer:
         order = generator.permutation(self.rows)
         starts = range(0, len(order), self.config.batch_entities)
         losses = []
-        with torch.random.fork_rng(devices=cuda_indexes(self.device)):
-            torch.manual_seed(int(generator.integers(_VALIDATION)))
+        with seeded(self.device, int(generator.integers(_VALIDATION))):
             for start in starts:
                 losses.append(self.step(order[start : start + self.config.batch_entities]))
                 advance(len(losses) / len(starts))
@@ -149,20 +146,13 @@ class AutoEncoderTrainer:
 
     def _validation_part(self, histories: HistoryBatch, held_out: HistoryBatch) -> tuple[HistoryBatch, Ragged] | None:
         """Histories of the entities that validation ranks for, and the columns it is to find; None without any."""
-        bags = self._item_bags(held_out)
+        bags = distinct_items(held_out, self.model.items)
         able = np.flatnonzero((np.diff(bags.offsets) > 0) & (histories.lengths > 0))
         count = min(self.config.validation_entities, len(able))
         if count == 0:
             return None
         chosen = np.sort(np.random.default_rng([self.config.seed, _VALIDATION]).choice(able, count, replace=False))
-        lengths = np.diff(bags.offsets)[chosen]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        flat = np.repeat(bags.offsets[:-1][chosen] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return histories.take(chosen), Ragged(offsets, bags.rows[flat])
-
-    def _item_bags(self, histories: HistoryBatch) -> Ragged:
-        """Distinct known items per history, as rows 0 … V − 1."""
-        return distinct_items(histories, self.model.items)
+        return histories.take(chosen), bags.take(chosen)
 
     def _validate(self) -> tuple[float, float] | None:
         """HR@10 and NDCG@10 of the averaged weights on the held-out behaviors, all items ranked."""
@@ -170,7 +160,7 @@ class AutoEncoderTrainer:
             return None
         histories, targets = self.validation
         items = self.average.encode_items(self.average.item_ids())[0]
-        seen = self._item_bags(histories) if self.config.filter_seen else None
+        seen = distinct_items(histories, self.model.items) if self.config.filter_seen else None
         scorer = inner_products(self.average.encode(histories), items)
         scores = evaluate_ranking(scorer, len(items), targets, seen, ks=(10,))
         return scores.hr[10], scores.ndcg[10]
@@ -186,34 +176,12 @@ def reconstruction_loss(told: torch.Tensor, target: torch.Tensor, *, logits: boo
 def split_behaviors(histories: HistoryBatch, share: float, seed: int) -> tuple[HistoryBatch, HistoryBatch]:
     """A random split of each entity's behaviors by item: those kept, and about ``share`` held out."""
     rng = np.random.default_rng([seed, _VALIDATION + 1])
-    owner = np.repeat(np.arange(len(histories)), histories.lengths)
-    pairs = np.unique(histories.items, return_inverse=True)[1].reshape(-1) + owner * (len(histories.items) + 1)
+    pairs = np.unique(histories.items, return_inverse=True)[1].reshape(-1) + histories.owner * (
+        len(histories.items) + 1
+    )
     _, pair = np.unique(pairs, return_inverse=True)
     out = (rng.random(pair.max(initial=-1) + 1) < share)[pair.reshape(-1)]
-    return where(histories, ~out), where(histories, out)
-
-
-def where(histories: HistoryBatch, kept: np.ndarray) -> HistoryBatch:
-    """The same histories with only the behaviors that are ``kept``: bool [N]."""
-    owner = np.repeat(np.arange(len(histories)), histories.lengths)
-    lengths = np.bincount(owner[kept], minlength=len(histories))
-    return HistoryBatch(
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        items=histories.items[kept],
-        behavior_types=histories.behavior_types[kept],
-        times=histories.times[kept],
-        values=histories.values[kept],
-        as_of=histories.as_of,
-    )
-
-
-def distinct_items(histories: HistoryBatch, index: ItemIndex) -> Ragged:
-    """Distinct known items of each history, as rows 0 … V − 1."""
-    owner = np.repeat(np.arange(len(histories)), histories.lengths)
-    rows = index.rows(histories.items)
-    pairs = np.unique(owner[rows > 0] * max(len(index), 1) + rows[rows > 0] - 1)
-    owner, rows = np.divmod(pairs, max(len(index), 1))
-    return Ragged(np.searchsorted(owner, np.arange(len(histories) + 1)).astype(np.int64), rows)
+    return histories.where(~out), histories.where(out)
 
 
 def run_epochs(trainer: AutoEncoderTrainer, *, progress: bool) -> str:
@@ -249,8 +217,3 @@ def _check(histories: HistoryBatch, held_out: HistoryBatch) -> None:
         )
     if not len(histories.items):
         raise BehaviorSourceError("The histories hold no behavior to learn from: give at least one.")
-
-
-def cuda_indexes(device: torch.device) -> list[int]:
-    """The devices whose generators a fork is to keep."""
-    return [device.index or 0] if device.type == "cuda" else []

@@ -11,9 +11,8 @@ from feast_embeddings.models.autoencoder.bags import type_weights_of
 from feast_embeddings.models.autoencoder.config import AutoEncoderTraining
 from feast_embeddings.models.autoencoder.model import AutoEncoder
 from feast_embeddings.models.autoencoder.trainer import AutoEncoderTrainer, run_epochs
-from feast_embeddings.models.encoder.batch import HistoryBatch
-from feast_embeddings.models.encoder.device import choose_device
-from feast_embeddings.models.sequence.trainer import EpochReport
+from feast_embeddings.models.encoder import HistoryBatch, choose_device
+from feast_embeddings.models.sequence import EpochReport
 
 
 @dataclass(frozen=True, slots=True)

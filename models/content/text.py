@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from feast_embeddings.models.content.text_model import TextModel
-from feast_embeddings.models.encoder.artifact import StorableEncoder, register_encoder
-from feast_embeddings.models.encoder.batch import Float32s, Ids
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
-from feast_embeddings.models.encoder.protocol import Bools, EncoderState
-from feast_embeddings.models.encoder.wrapping import WrappingEncoder, inner_of, nested
+from feast_embeddings.models.encoder import (
+    EncoderState,
+    ItemIndex,
+    StorableEncoder,
+    WrappingEncoder,
+    inner_of,
+    nested,
+    register_encoder,
+)
 from feast_embeddings.models.errors import ArtifactError, BehaviorSourceError
-
-Float64s = npt.NDArray[np.float64]
+from feast_embeddings.models.types import Bools, Float32s, Float64s, Ids, Int64s
 
 _PENALTIES: Final = tuple(10.0**power for power in np.arange(-4, 2.5, 0.5))
 _LEAST_ITEMS: Final = 2
@@ -124,7 +126,7 @@ class TextEncoder(WrappingEncoder):
         items: Ids,
         texts: Sequence[str | None],
         *,
-        counts: npt.NDArray[np.int64] | None = None,
+        counts: Int64s | None = None,
         prior: float = 5.0,
     ) -> TextEncoder:
         """Learns the map on the items that the inner encoder knows, and gives every item with a text a vector.

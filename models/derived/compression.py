@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final, Literal, get_args
 
 import numpy as np
 import torch
 
-from feast_embeddings.models.encoder.artifact import ENCODER_KINDS, StorableEncoder, register_encoder
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids
-from feast_embeddings.models.encoder.protocol import Bools, EncoderState
-from feast_embeddings.models.encoder.wrapping import WrappingEncoder, inner_of, nested, unnested
+from feast_embeddings.models.encoder import (
+    ENCODER_KINDS,
+    EncoderState,
+    HistoryBatch,
+    StorableEncoder,
+    WrappingEncoder,
+    inner_of,
+    nested,
+    register_encoder,
+    unnested,
+)
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.types import Bools, Float32s, Ids
 
 Weights = Literal["bf16", "int8"]
 
@@ -38,31 +47,15 @@ class CompressedEncoder(WrappingEncoder):
     def state(self) -> EncoderState:
         """What an artifact stores: the inner encoder's state with its tensors in fewer bits."""
         inner = self.inner.state()
-        facts, _ = nested(inner)
-        return EncoderState(
-            kind="compressed",
-            config={"inner": facts, "weights": self.weights},
-            behavior_types=inner.behavior_types,
-            dim=inner.dim,
-            context=inner.context,
-            tensors=self._stored,
-            item_ids=inner.item_ids,
-        )
+        config = {"inner": nested(inner)[0], "weights": self.weights}
+        return replace(inner, kind="compressed", config=config, tensors=self._stored)
 
     @classmethod
     def from_state(
         cls, state: EncoderState, device: str | torch.device | None = None, precision: str | None = None
     ) -> CompressedEncoder:
         """The encoder of a stored state, in evaluation mode."""
-        whole = EncoderState(
-            kind=state.kind,
-            config=state.config,
-            behavior_types=state.behavior_types,
-            dim=state.dim,
-            context=state.context,
-            tensors=_unpacked(state.tensors),
-            item_ids=state.item_ids,
-        )
+        whole = replace(state, tensors=_unpacked(state.tensors))
         return cls(inner_of(whole, device, precision), state.config["weights"], state.tensors).eval()
 
 
@@ -81,15 +74,8 @@ def compressed(encoder: StorableEncoder, weights: Weights) -> CompressedEncoder:
     packed: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         packed |= _packed(name, tensor.detach().cpu(), weights)
-    outer = EncoderState(
-        kind="compressed",
-        config={"inner": facts, "weights": weights},
-        behavior_types=state.behavior_types,
-        dim=state.dim,
-        context=state.context,
-        tensors=_unpacked(packed),
-        item_ids=state.item_ids,
-    )
+    config = {"inner": facts, "weights": weights}
+    outer = replace(state, kind="compressed", config=config, tensors=_unpacked(packed))
     rounded = unnested(outer)
     precision = "bf16" if encoder.numeric_path.endswith("bfloat16") else None
     inner = ENCODER_KINDS[rounded.kind].from_state(rounded, encoder.numeric_path.partition("/")[0], precision)
@@ -135,15 +121,8 @@ class PrefixEncoder(WrappingEncoder):
         """What an artifact stores: all of the inner encoder, and the size."""
         inner = self.inner.state()
         facts, tensors = nested(inner)
-        return EncoderState(
-            kind="prefix",
-            config={"inner": facts, "size": self.size},
-            behavior_types=inner.behavior_types,
-            dim=self.size,
-            context=inner.context,
-            tensors=tensors,
-            item_ids=inner.item_ids,
-        )
+        config = {"inner": facts, "size": self.size}
+        return replace(inner, kind="prefix", config=config, dim=self.size, tensors=tensors)
 
     @classmethod
     def from_state(

@@ -12,21 +12,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from feast_embeddings.models.encoder.artifact import write_atomically
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids
-from feast_embeddings.models.encoder.protocol import Bools
-from feast_embeddings.models.encoder.tokens import Tokens, latest
+from feast_embeddings.models.encoder import HistoryBatch, Tokens, WrappingEncoder, latest, write_atomically
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.models.explanation.attribution import blocks_of
-from feast_embeddings.models.sequence.attention import mixed
-from feast_embeddings.models.sequence.model import SequenceEncoder
+from feast_embeddings.models.sequence import SequenceEncoder, mixed
+from feast_embeddings.models.types import Float32s
 
 OnnxWeights = Literal["float32", "int8"]
 
 _OPSET: Final = 18
 
 
-class OnnxEncoder:
+class OnnxEncoder(WrappingEncoder):
     """An `Encoder` of the same space, on the numeric path ``cpu/onnxruntime``, one history at a time.
 
     Of float32 its vectors agree with the encoder's within 1e-4 of their length; of int8 to about two digits. Histories
@@ -49,6 +45,7 @@ class OnnxEncoder:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = threads
         options.log_severity_level = 3
+        super().__init__(encoder)
         self.encoder, self.weights = encoder, weights
         self._session = runtime.InferenceSession(
             _quantized(model) if weights == "int8" else model, options, providers=["CPUExecutionProvider"]
@@ -74,21 +71,6 @@ class OnnxEncoder:
         return cls(encoder, model, weights, threads)
 
     @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self.encoder.dim
-
-    @property
-    def context(self) -> int:
-        """Behaviors a vector depends on, at most."""
-        return self.encoder.context
-
-    @property
-    def behavior_types(self) -> tuple[str, ...]:
-        """Names behind the behavior-type codes."""
-        return self.encoder.behavior_types
-
-    @property
     def space(self) -> str:
         """That of the encoder: these are its vectors on another numeric path."""
         return self.encoder.space
@@ -109,14 +91,6 @@ class OnnxEncoder:
             given = {f"{name}": tensor[None, part] for name, tensor in zip(_INPUTS, parts, strict=True)}
             vectors[row] = self._session.run(None, {name: given[name] for name in self._names})[0][0]
         return vectors
-
-    def encode_items(self, items: Ids) -> tuple[Float32s, Bools]:
-        """The encoder's: rows of its item table."""
-        return self.encoder.encode_items(items)
-
-    def item_ids(self) -> Ids:
-        """Raw ids of the known items."""
-        return self.encoder.item_ids()
 
 
 def export_onnx(encoder: SequenceEncoder) -> bytes:
@@ -163,7 +137,7 @@ class _OneHistory(nn.Module):
         self, items: torch.Tensor, types: torch.Tensor, gaps: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
         x = self.encoder.embedded(Tokens(items, types, gaps, values))  # (1, L, D)
-        *before, final = blocks_of(self.encoder)
+        *before, final = self.encoder.layers
         at = torch.arange(x.shape[1])
         distance = at[:, None] - at  # written out: the exporter knows no other way for a length that varies
         for block in before:

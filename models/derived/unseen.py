@@ -7,9 +7,9 @@ from typing import Final, cast
 
 import numpy as np
 
-from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
-from feast_embeddings.models.encoder.protocol import Encoder
+from feast_embeddings.models.encoder import Encoder
 from feast_embeddings.models.errors import SpaceError
+from feast_embeddings.models.types import Float32s, Ids, Int64s
 
 _UNIT = 2.0**-30
 """Of the sums. Sums of integers do not depend on their order; they hold 8e9 vectors with components near 1."""

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
-from feast_embeddings.models.encoder.batch import Ids
 from feast_embeddings.models.encoder.protocol import Encoder, EncoderState, space_of
 from feast_embeddings.models.errors import ArtifactError
+from feast_embeddings.models.types import Ids
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -77,6 +79,14 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def numeric_path(device: torch.device, precision: Precision) -> str:
     """How vectors are computed, for example ``cpu/float32`` or ``cuda/bfloat16``."""
     return f"{device.type}/{str(_DTYPES[precision]).removeprefix('torch.')}"
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Meanwhile torch draws by ``seed``, on the CPU and on ``device``; afterwards it goes on as if nothing had been."""
+    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -9,8 +9,8 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import pandas as pd
 
-from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
 from feast_embeddings.models.errors import BehaviorSourceError, DeclarationError
+from feast_embeddings.models.types import Float32s, Float64s, Ids, Int64s
 
 UNKNOWN_ROW = 0
 """Row of every item that is not in the index; known items start at row 1."""
@@ -113,7 +113,7 @@ class ValueNormalizer:
         return asdict(self)
 
 
-def _shaped(kind: ValueKind, values: Float32s) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _shaped(kind: ValueKind, values: Float32s) -> Float64s:
     wide = values.astype(np.float64)
     return np.sign(wide) * np.log1p(np.abs(wide)) if kind == "log1p-zscore" else wide
 

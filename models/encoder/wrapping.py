@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from feast_embeddings.models.encoder.artifact import ENCODER_KINDS, StorableEncoder
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids
-from feast_embeddings.models.encoder.protocol import Bools, EncoderState, space_of
+from feast_embeddings.models.encoder.batch import HistoryBatch
+from feast_embeddings.models.encoder.protocol import EncoderState, space_of
 from feast_embeddings.models.errors import ArtifactError
+from feast_embeddings.models.types import Bools, Float32s, Ids
 
 _PREFIX = "inner."
 
