@@ -52,8 +52,7 @@ def likeness(synthetic: Bags, real: Bags, train: Bags, *, neighbors: int = 5) ->
     Raises:
         EvaluationError: One of them holds no history, or ``real`` at most k.
     """
-    sizes = {"synthetic": synthetic, "real": real, "train": train}
-    synthetic, real, train = (_filled(bags) for bags in sizes.values())
+    synthetic, real, train = (_filled(bags) for bags in (synthetic, real, train))
     if min(len(synthetic), len(train)) < 1 or len(real) <= neighbors:
         raise EvaluationError(
             f"Likeness needs synthetic, real and training histories, more than {neighbors} real ones; "

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from feast_embeddings.models.autoencoder.critic import Critic, critic_loss
+from feast_embeddings.models.autoencoder.critic import Critic, critic_loss, descend
 from feast_embeddings.models.autoencoder.generator import BehaviorGenerator, GeneratorConfig
-from feast_embeddings.models.encoder import HistoryBatch, ItemIndex, choose_device, seeded, to_device
+from feast_embeddings.models.encoder import Device, HistoryBatch, ItemIndex, choose_device, seeded, to_device
 from feast_embeddings.models.errors import BehaviorSourceError, DeclarationError
 from feast_embeddings.models.types import Int64s
 
@@ -76,7 +76,7 @@ def train_generator(
     histories: HistoryBatch,
     *,
     behavior_types: Sequence[str],
-    device: str | torch.device | None = None,
+    device: Device = None,
 ) -> GeneratorResult:
     """Trains on histories, one per entity; the same input gives the same weights on one machine.
 
@@ -136,17 +136,16 @@ class _Trainer:
                 fake = self._made(known)
             pairs = torch.cat([real, known], dim=1), torch.cat([fake, known], dim=1)
             verdict = critic_loss(self.critic, *pairs, self.config.gradient_penalty)
-            _descend(self.of_critic, verdict)
+            descend(self.of_critic, verdict)
         _, known = self._batch()
         fake = self._made(known)
         loss = -self.critic(torch.cat([fake, known], dim=1)).mean()
-        _descend(self.of_generator, loss)
+        descend(self.of_generator, loss)
         return torch.stack([verdict.detach(), loss.detach(), fake.detach().sum(dim=1).mean()])
 
     def _made(self, known: torch.Tensor) -> torch.Tensor:
         noise = torch.randn(len(known), self.config.generator.latent, device=self.device)
-        made: torch.Tensor = torch.maximum(self.generator(noise, known), known)  # what is known is there
-        return made
+        return torch.maximum(self.generator(noise, known), known)  # what is known is there
 
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Bags (B, C), and the part of each that is known."""
@@ -155,9 +154,3 @@ class _Trainer:
         share = torch.rand(len(real), 1, device=self.device)
         share = share * (torch.rand(len(real), 1, device=self.device) >= self.config.empty_share)
         return real, real * (torch.rand(real.shape, device=self.device) < share)
-
-
-def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from feast_embeddings.models.autoencoder.bags import Bagger, Bags, type_weights_of
 from feast_embeddings.models.autoencoder.config import Activation, AutoEncoderConfig
 from feast_embeddings.models.encoder import (
+    Device,
     EncoderModule,
     EncoderState,
     HistoryBatch,
@@ -41,7 +43,7 @@ class AutoEncoder(EncoderModule):
         config: Architecture.
         behavior_types: Names behind the behavior-type codes.
         items: The known items.
-        type_weights: Weight of each type in the bag; a type of weight 0 leaves no trace.
+        type_weights: Weight of each type in the bag, default 1; a type of weight 0 leaves no trace.
     """
 
     kind = "autoencoder"
@@ -51,7 +53,7 @@ class AutoEncoder(EncoderModule):
         config: AutoEncoderConfig,
         behavior_types: tuple[str, ...],
         items: ItemIndex,
-        type_weights: tuple[float, ...] | None = None,
+        type_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(behavior_types, items, config.dim, config.context)
         self.config = config
@@ -62,9 +64,6 @@ class AutoEncoder(EncoderModule):
         self.bag_bias = nn.Parameter(torch.zeros(widths[0]))
         self.layers = nn.ModuleList(nn.Linear(below, above) for below, above in pairwise(widths))
         self.decoder = nn.Linear(config.dim - 1, max(self.bagger.size, 1))
-        self._initialize()
-
-    def _initialize(self) -> None:
         nn.init.xavier_normal_(self.bag_table.weight)
         nn.init.xavier_normal_(self.decoder.weight)
         nn.init.normal_(self.decoder.bias, std=1e-3)
@@ -111,8 +110,7 @@ class AutoEncoder(EncoderModule):
             mode="sum",
             per_sample_weights=torch.from_numpy(bags.weights).to(self.device),
         )  # (size, width)
-        codes: Float32s = self._above(summed)[: len(bags)].cpu().numpy()
-        return codes
+        return self._above(summed)[: len(bags)].cpu().numpy()
 
     def _above(self, summed: torch.Tensor) -> torch.Tensor:
         """From the sums of the first layer (B, width) to codes (B, dim − 1)."""
@@ -123,27 +121,18 @@ class AutoEncoder(EncoderModule):
 
     def encode_items(self, items: Ids) -> tuple[Float32s, Bools]:
         """Columns of the decoder and biases, float32 [n, dim], and which ids are known, bool [n]; others are zero."""
-        rows = self.items.rows(items)
-        known = rows > 0
-        vectors = np.zeros((len(items), self.dim), np.float32)
-        vectors[known] = self._item_vectors()[rows[known] - 1]
-        return vectors, known
-
-    def _item_vectors(self) -> Float32s:
         with torch.inference_mode():
             columns = torch.cat([self.decoder.weight, self.decoder.bias[:, None]], dim=1)  # (C, dim)
-            vectors: Float32s = self.bagger.per_item(columns).cpu().numpy()
-        return vectors
+            return self.items.vectors(items, self.bagger.per_item(columns).cpu().numpy())
 
     def state(self) -> EncoderState:
         """What an artifact stores."""
-        weights = list(self.bagger.type_weights)
-        return self.state_as(self.kind, {"architecture": _as_json(self.config), "type_weights": weights})
+        architecture, weights = asdict(self.config), list(self.bagger.type_weights)
+        architecture["hidden"] = list(self.config.hidden)
+        return self.state_as(self.kind, {"architecture": architecture, "type_weights": weights})
 
     @classmethod
-    def from_state(
-        cls, state: EncoderState, device: str | torch.device | None = None, precision: str | None = None
-    ) -> Self:
+    def from_state(cls, state: EncoderState, device: Device = None, precision: str | None = None) -> Self:
         """The encoder of a stored state, in evaluation mode; it runs in float32 whatever ``precision`` says."""
         encoder = cls(
             AutoEncoderConfig(**state.config["architecture"]),
@@ -158,7 +147,3 @@ def _activated(x: torch.Tensor, activation: Activation) -> torch.Tensor:
     if activation == "relu":
         return F.relu(x)
     return F.softsign(x) if activation == "softsign" else x
-
-
-def _as_json(config: AutoEncoderConfig) -> dict[str, Any]:
-    return {**asdict(config), "hidden": list(config.hidden)}

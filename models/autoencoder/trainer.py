@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,13 +16,13 @@ from feast_embeddings.models.autoencoder.model import AutoEncoder
 from feast_embeddings.models.encoder import HistoryBatch, ItemIndex, autocast, seeded, to_device, training_precision
 from feast_embeddings.models.errors import BehaviorSourceError
 from feast_embeddings.models.evaluation import Ragged, distinct_items, evaluate_ranking, inner_products
-from feast_embeddings.models.sequence import EpochReport
+from feast_embeddings.models.sequence import AveragedTraining
 from feast_embeddings.models.types import Int64s
 
 _VALIDATION = 1 << 32  # seeds of epochs stay below
 
 
-class AutoEncoderTrainer:
+class AutoEncoderTrainer(AveragedTraining[AutoEncoder]):
     """Weights, their running average and the optimizer, on one set of histories.
 
     Args:
@@ -31,7 +30,7 @@ class AutoEncoderTrainer:
         histories: One per entity.
         held_out: What validation is to find again, of the same entities; None: a random share of ``histories``.
         behavior_types: Names behind the codes.
-        type_weights: Weight of each.
+        type_weights: Weight of each; None: 1.
         device: To train on.
     """
 
@@ -43,7 +42,7 @@ class AutoEncoderTrainer:
         histories: HistoryBatch,
         held_out: HistoryBatch | None,
         behavior_types: tuple[str, ...],
-        type_weights: tuple[float, ...],
+        type_weights: Sequence[float] | None,
         device: torch.device,
     ) -> None:
         self.config, self.device = config, device
@@ -53,9 +52,10 @@ class AutoEncoderTrainer:
         _check(histories, held_out)
         index = ItemIndex.of(histories.items, config.min_item_count)
         with seeded(device, config.seed):
-            self.model = self.model_class(config.encoder, behavior_types, index, type_weights).to(device)
+            model = self.model_class(config.encoder, behavior_types, index, type_weights).to(device)
             width = config.encoder.dim - 1
             self.log_variance = nn.Linear(width, width).to(device) if config.variational else None
+        super().__init__(model, config.average_decay)
         self.targets = self.model.bagger.bags(histories)
         self.rows = np.flatnonzero(np.diff(self.targets.offsets) > 0)
         if not len(self.rows):
@@ -64,12 +64,9 @@ class AutoEncoderTrainer:
                 "lower min_item_count, or weigh other types."
             )
         self.validation = self._validation_part(histories, held_out)
-        self.average = deepcopy(self.model).eval().requires_grad_(requires_grad=False)
-        self.best = deepcopy(self.average)
         learned = [*self.model.parameters(), *(self.log_variance.parameters() if self.log_variance else ())]
         self.optimizer = torch.optim.AdamW(learned, config.learning_rate, weight_decay=config.weight_decay)
-        self.reports: list[EpochReport] = []
-        self.best_epoch = self.steps = self.epochs = 0
+        self.epochs = 0
 
     def epoch(self, deadline: float, advance: Callable[[float], None]) -> bool:
         """Trains one epoch, and validates where it is due; False if the deadline (`time.monotonic`) cut it short."""
@@ -88,7 +85,7 @@ class AutoEncoderTrainer:
         whole = len(losses) == len(starts)
         last = self.epochs >= self.config.max_epochs or time.monotonic() > deadline
         if self.epochs % self.config.validate_every == 0 or last:
-            self._report(float(torch.stack(losses).mean()), started)
+            self.report(self.epochs, float(torch.stack(losses).mean()), self._validate(), started)
         return whole
 
     def step(self, rows: Int64s) -> torch.Tensor:
@@ -101,7 +98,7 @@ class AutoEncoderTrainer:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self._average()
+        self.stepped()
         return loss.detach()
 
     def dense(self, rows: Int64s) -> torch.Tensor:
@@ -128,21 +125,6 @@ class AutoEncoderTrainer:
         fit = reconstruction_loss(told.float(), target, logits=config.encoder.logits)
         total: torch.Tensor = fit + penalty
         return total
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        self.steps += 1
-        decay = min(self.config.average_decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-
-    def _report(self, loss: float, started: float) -> None:
-        scores = self._validate()
-        hr10, ndcg10 = scores or (None, None)
-        known = [report.ndcg10 for report in self.reports if report.ndcg10 is not None]
-        if ndcg10 is None or not known or ndcg10 > max(known):
-            self.best_epoch = self.epochs
-            self.best.load_state_dict(self.average.state_dict())
-        self.reports.append(EpochReport(self.epochs, loss, hr10, ndcg10, time.monotonic() - started))
 
     def _validation_part(self, histories: HistoryBatch, held_out: HistoryBatch) -> tuple[HistoryBatch, Ragged] | None:
         """Histories of the entities that validation ranks for, and the columns it is to find; None without any."""
@@ -195,9 +177,8 @@ def run_epochs(trainer: AutoEncoderTrainer, *, progress: bool) -> str:
             whole = trainer.epoch(float(deadline), lambda share, done=done: bar.update(task, completed=done + share))  # type: ignore[misc]
             report = trainer.reports[-1] if trainer.reports else None
             if report is not None and report.ndcg10 is not None:
-                bar.update(
-                    task, description=f"epoch {report.epoch}, loss {report.loss:.3f}, NDCG@10 {report.ndcg10:.4f}"
-                )
+                text = f"epoch {report.epoch}, loss {report.loss:.3f}, NDCG@10 {report.ndcg10:.4f}"
+                bar.update(task, description=text)
             if not whole or time.monotonic() > deadline:
                 return "max_minutes"
             if trainer.validation is not None and stalled(trainer):

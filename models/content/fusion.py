@@ -13,13 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from feast_embeddings.models.content.item_features import ItemFeatures, Modality, fit_modalities
-from feast_embeddings.models.encoder import (
-    EncoderState,
-    ItemIndex,
-    Precision,
-    ValueNormalizer,
-    register_encoder,
-)
+from feast_embeddings.models.encoder import EncoderState, ItemIndex, Precision, ValueNormalizer, register_encoder
 from feast_embeddings.models.sequence import Builder, SequenceConfig, SequenceEncoder
 from feast_embeddings.models.types import Bools, Float32s, Ids
 

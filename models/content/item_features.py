@@ -159,5 +159,4 @@ def _unit(vectors: Float32s) -> Float32s:
     """Rows of length 1, as small as trained item vectors are at first; a row with a NaN becomes zero: missing."""
     clean = np.where(np.isfinite(vectors).all(axis=1, keepdims=True), vectors, 0)
     lengths = np.linalg.norm(clean, axis=1, keepdims=True)
-    out: Float32s = (clean / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    return out
+    return (clean / np.where(lengths > 0, lengths, 1)).astype(np.float32)

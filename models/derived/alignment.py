@@ -7,7 +7,7 @@ an encoder of its own, with a space of its own: its vectors lie near the old one
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -15,13 +15,13 @@ import numpy.typing as npt
 import torch
 
 from feast_embeddings.models.encoder import (
+    Device,
     Encoder,
     EncoderState,
     HistoryBatch,
     StorableEncoder,
     WrappingEncoder,
     inner_of,
-    nested,
     register_encoder,
 )
 from feast_embeddings.models.errors import SpaceError
@@ -94,15 +94,10 @@ class AlignedEncoder(WrappingEncoder):
 
     def state(self) -> EncoderState:
         """What an artifact stores: all of the inner encoder, the rotation, and the names of both parent spaces."""
-        inner = self.inner.state()
-        facts, tensors = nested(inner)
-        config = {"inner": facts, "alignment": asdict(self.alignment)}
-        return replace(inner, kind="aligned", config=config, tensors={"rotation": self.rotation, **tensors})
+        return self.state_as("aligned", {"alignment": asdict(self.alignment)})
 
     @classmethod
-    def from_state(
-        cls, state: EncoderState, device: str | torch.device | None = None, precision: str | None = None
-    ) -> AlignedEncoder:
+    def from_state(cls, state: EncoderState, device: Device = None, precision: str | None = None) -> AlignedEncoder:
         """The encoder of a stored state.
 
         Raises:
@@ -230,5 +225,4 @@ def _nearest(vectors: Float64s, target: Float64s, rows: Int64s, k: int) -> npt.N
 
 def _unit(vectors: Float64s) -> Float64s:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    out: Float64s = vectors / np.where(lengths > 0, lengths, 1)
-    return out
+    return vectors / np.where(lengths > 0, lengths, 1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from feast_embeddings.models.encoder import (
-    ENCODER_KINDS,
+    Device,
     EncoderState,
     HistoryBatch,
     StorableEncoder,
@@ -17,7 +17,6 @@ from feast_embeddings.models.encoder import (
     inner_of,
     nested,
     register_encoder,
-    unnested,
 )
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.types import Bools, Float32s, Ids
@@ -46,14 +45,10 @@ class CompressedEncoder(WrappingEncoder):
 
     def state(self) -> EncoderState:
         """What an artifact stores: the inner encoder's state with its tensors in fewer bits."""
-        inner = self.inner.state()
-        config = {"inner": nested(inner)[0], "weights": self.weights}
-        return replace(inner, kind="compressed", config=config, tensors=self._stored)
+        return self.state_as("compressed", {"weights": self.weights}, tensors=self._stored)
 
     @classmethod
-    def from_state(
-        cls, state: EncoderState, device: str | torch.device | None = None, precision: str | None = None
-    ) -> CompressedEncoder:
+    def from_state(cls, state: EncoderState, device: Device = None, precision: str | None = None) -> CompressedEncoder:
         """The encoder of a stored state, in evaluation mode."""
         whole = replace(state, tensors=_unpacked(state.tensors))
         return cls(inner_of(whole, device, precision), state.config["weights"], state.tensors).eval()
@@ -74,12 +69,9 @@ def compressed(encoder: StorableEncoder, weights: Weights) -> CompressedEncoder:
     packed: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         packed |= _packed(name, tensor.detach().cpu(), weights)
-    config = {"inner": facts, "weights": weights}
-    outer = replace(state, kind="compressed", config=config, tensors=_unpacked(packed))
-    rounded = unnested(outer)
+    stored = replace(state, kind="compressed", config={"inner": facts, "weights": weights}, tensors=packed)
     precision = "bf16" if encoder.numeric_path.endswith("bfloat16") else None
-    inner = ENCODER_KINDS[rounded.kind].from_state(rounded, encoder.numeric_path.partition("/")[0], precision)
-    return CompressedEncoder(inner, weights, packed).eval()
+    return CompressedEncoder.from_state(stored, encoder.numeric_path.partition("/")[0], precision)
 
 
 @register_encoder("prefix")
@@ -119,15 +111,10 @@ class PrefixEncoder(WrappingEncoder):
 
     def state(self) -> EncoderState:
         """What an artifact stores: all of the inner encoder, and the size."""
-        inner = self.inner.state()
-        facts, tensors = nested(inner)
-        config = {"inner": facts, "size": self.size}
-        return replace(inner, kind="prefix", config=config, dim=self.size, tensors=tensors)
+        return self.state_as("prefix", {"size": self.size}, dim=self.size)
 
     @classmethod
-    def from_state(
-        cls, state: EncoderState, device: str | torch.device | None = None, precision: str | None = None
-    ) -> PrefixEncoder:
+    def from_state(cls, state: EncoderState, device: Device = None, precision: str | None = None) -> PrefixEncoder:
         """The encoder of a stored state, in evaluation mode."""
         return cls(inner_of(state, device, precision), state.config["size"]).eval()
 

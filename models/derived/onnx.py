@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -54,11 +56,7 @@ class OnnxEncoder(WrappingEncoder):
 
     @classmethod
     def of(
-        cls,
-        encoder: SequenceEncoder,
-        folder: Path | None = None,
-        weights: OnnxWeights = "float32",
-        threads: int = 1,
+        cls, encoder: SequenceEncoder, folder: Path | None = None, weights: OnnxWeights = "float32", threads: int = 1
     ) -> OnnxEncoder:
         """The encoder in ONNX Runtime; exported once into ``folder``, which takes seconds, under its space's name."""
         path = None if folder is None else folder / f"{encoder.space}.onnx"
@@ -84,7 +82,7 @@ class OnnxEncoder(WrappingEncoder):
         """Vectors of histories, float32 [B, dim]: from the last ``context`` behaviors, zeros where there are none."""
         batch, encoder = latest(batch, self.context), self.encoder
         tokens = Tokens.of(batch, encoder.items, encoder.normalizer, len(encoder.behavior_types))
-        parts = [part.numpy() for part in (tokens.items, tokens.types, tokens.gaps, tokens.values)]
+        parts = [part.numpy() for part in tokens.parts]
         vectors = np.zeros((len(batch), self.dim), np.float32)
         for row in np.flatnonzero(batch.lengths > 0).tolist():
             part = slice(batch.offsets[row], batch.offsets[row + 1])
@@ -93,6 +91,7 @@ class OnnxEncoder(WrappingEncoder):
         return vectors
 
 
+@torch.no_grad()
 def export_onnx(encoder: SequenceEncoder) -> bytes:
     """The encode of one history as an ONNX model: tokens (1, L) of any length L to a vector (1, dim).
 
@@ -108,19 +107,14 @@ def export_onnx(encoder: SequenceEncoder) -> bytes:
     codes = torch.zeros(1, 3, dtype=torch.int64)
     example = (codes, codes.clone(), codes.clone(), torch.zeros(1, 3, 2))
     shapes = tuple({1: length} for _ in example)
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            warnings.simplefilter("ignore")  # of the exporter's own making
-            program: Any = torch.onnx.export(
-                module, example, dynamo=True, dynamic_shapes=shapes, input_names=list(_INPUTS), opset_version=_OPSET,
-                verbose=False,
-            )  # fmt: skip
-            program.save(Path(folder) / "encoder.onnx", external_data=False)
-            return (Path(folder) / "encoder.onnx").read_bytes()
-    finally:
-        logging.getLogger("torch.onnx").setLevel(level)
+    names = list(_INPUTS)
+    with _errors_only("torch.onnx"), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")  # of the exporter's own making
+        program: Any = torch.onnx.export(
+            module, example, dynamo=True, dynamic_shapes=shapes, input_names=names, opset_version=_OPSET, verbose=False
+        )
+        program.save(Path(folder) / "encoder.onnx", external_data=False)
+        return (Path(folder) / "encoder.onnx").read_bytes()
 
 
 _INPUTS: Final = ("items", "types", "gaps", "values")
@@ -148,6 +142,17 @@ class _OneHistory(nn.Module):
         return out
 
 
+@contextmanager
+def _errors_only(name: str | None) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _runtime() -> Any:
     try:
         import onnxruntime
@@ -162,13 +167,9 @@ def _quantized(model: bytes) -> bytes:
 
     graph = onnx.load_from_string(model)
     del graph.graph.value_info[:]  # shapes from before weights were transposed, which shape inference disputes
-    with tempfile.TemporaryDirectory() as folder:
+    # it advises on preprocessing, on the root logger
+    with _errors_only(None), tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder) / "given.onnx", Path(folder) / "made.onnx"
         given.write_bytes(graph.SerializeToString())
-        level = logging.getLogger().level
-        logging.getLogger().setLevel(logging.ERROR)  # it advises on preprocessing, on the root logger
-        try:
-            quantize_dynamic(given, made, weight_type=QuantType.QInt8, per_channel=True)
-        finally:
-            logging.getLogger().setLevel(level)
+        quantize_dynamic(given, made, weight_type=QuantType.QInt8, per_channel=True)
         return made.read_bytes()

@@ -82,8 +82,7 @@ class UnseenItems:
 
     def means(self) -> Float32s:
         """Plain means of the users' vectors, float32 [m, dim]."""
-        means: Float32s = self._means().astype(np.float32)
-        return means
+        return self._means().astype(np.float32)
 
     def vectors(self, length: float) -> Float32s:
         """Vectors to be served beside those of trained items, float32 [m, dim].
@@ -104,8 +103,7 @@ class UnseenItems:
         return vectors
 
     def _means(self) -> np.ndarray:
-        means: np.ndarray = self.sums * _UNIT / self.support[:, None]
-        return means
+        return self.sums * _UNIT / self.support[:, None]
 
 
 def trained_length(encoder: Encoder) -> float:

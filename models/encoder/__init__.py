@@ -12,6 +12,7 @@ from feast_embeddings.models.encoder.artifact import (
 )
 from feast_embeddings.models.encoder.batch import HistoryBatch, segments
 from feast_embeddings.models.encoder.device import (
+    Device,
     Precision,
     autocast,
     choose_device,
@@ -26,11 +27,12 @@ from feast_embeddings.models.encoder.preprocessing import GAP_BUCKETS, ItemIndex
 from feast_embeddings.models.encoder.protocol import Encoder, EncoderState, space_of
 from feast_embeddings.models.encoder.row_blocks import Landing, in_chunks, width_chunks, widths_to
 from feast_embeddings.models.encoder.tokens import Tokens, latest
-from feast_embeddings.models.encoder.wrapping import WrappingEncoder, inner_of, nested, unnested
+from feast_embeddings.models.encoder.wrapping import WrappingEncoder, inner_of, nested
 
 __all__ = [
     "ENCODER_KINDS",
     "GAP_BUCKETS",
+    "Device",
     "Encoder",
     "EncoderModule",
     "EncoderState",
@@ -62,7 +64,6 @@ __all__ = [
     "space_of",
     "to_device",
     "training_precision",
-    "unnested",
     "width_chunks",
     "widths_to",
     "write_atomically",

@@ -11,6 +11,9 @@ import torch
 
 from feast_embeddings.models.errors import DeclarationError
 
+Device = str | torch.device | None
+"""A device by name, such as cuda, cuda:1, mps or cpu; None: one is chosen, see `choose_device`."""
+
 DEVICE_VARIABLE = "FEAST_EMBEDDINGS_DEVICE"
 """Environment variable that names the device where no argument does: cuda, cuda:1, mps or cpu."""
 
@@ -19,7 +22,7 @@ Precision = Literal["float32", "bf16"]
 _DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
-def choose_device(name: str | torch.device | None = None) -> torch.device:
+def choose_device(name: Device = None) -> torch.device:
     """The device to run on: the argument, else `DEVICE_VARIABLE`, else the first of cuda, mps and cpu.
 
     Raises:
@@ -49,11 +52,9 @@ def choose_precision(precision: str | None) -> Precision:
     Raises:
         DeclarationError: Neither float32 nor bf16.
     """
-    if precision is None or precision == "float32":
-        return "float32"
-    if precision == "bf16":
-        return "bf16"
-    raise DeclarationError(f"Precision {precision!r} is unknown: choose 'float32' or 'bf16'.")
+    if precision not in (None, "float32", "bf16"):
+        raise DeclarationError(f"Precision {precision!r} is unknown: choose 'float32' or 'bf16'.")
+    return "bf16" if precision == "bf16" else "float32"
 
 
 def training_precision(device: torch.device) -> Precision:

@@ -9,7 +9,7 @@ from torch import nn
 
 from feast_embeddings.models.encoder.artifact import ENCODER_KINDS
 from feast_embeddings.models.encoder.batch import HistoryBatch
-from feast_embeddings.models.encoder.device import choose_precision
+from feast_embeddings.models.encoder.device import Device, choose_precision
 from feast_embeddings.models.encoder.module import EncoderModule
 from feast_embeddings.models.encoder.preprocessing import ItemIndex
 from feast_embeddings.models.encoder.protocol import EncoderState
@@ -69,9 +69,7 @@ class TableEncoder(EncoderModule):
         return self.state_as(kinds[0], {"settings": self.settings})
 
     @classmethod
-    def from_state(
-        cls, state: EncoderState, device: str | torch.device | None = None, precision: str | None = None
-    ) -> Self:
+    def from_state(cls, state: EncoderState, device: Device = None, precision: str | None = None) -> Self:
         """The encoder of a stored state, in evaluation mode."""
         index = ItemIndex(state.item_ids)
         encoder = cls(state.behavior_types, index, dim=state.dim, context=state.context, **state.config["settings"])

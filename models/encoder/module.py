@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from feast_embeddings.models.encoder.device import Precision, autocast, choose_device, numeric_path
+from feast_embeddings.models.encoder.device import Device, Precision, autocast, choose_device, numeric_path
 from feast_embeddings.models.encoder.preprocessing import ItemIndex
 from feast_embeddings.models.encoder.protocol import EncoderState, space_of
 from feast_embeddings.models.types import Bools, Float32s, Ids
@@ -100,7 +100,7 @@ class EncoderModule(nn.Module):
             item_ids=self.items.ids,
         )
 
-    def restored(self, state: EncoderState, device: str | torch.device | None) -> Self:
+    def restored(self, state: EncoderState, device: Device) -> Self:
         """This encoder with the tensors of a state, on ``device``, in evaluation mode."""
         self.load_state_dict(state.tensors)
         return self.to(choose_device(device)).eval()

@@ -44,6 +44,11 @@ class Tokens:
             values=torch.from_numpy(values),
         )
 
+    @property
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Items, types, gaps and values."""
+        return self.items, self.types, self.gaps, self.values
+
     def padded(self, starts: torch.Tensor, lengths: torch.Tensor, width: int) -> Tokens:
         """Tokens ``starts[r] … starts[r] + lengths[r] - 1`` of R histories, padded on the right to ``width``.
 
@@ -72,12 +77,7 @@ class Tokens:
 
     def to(self, device: torch.device) -> Tokens:
         """The same tokens on ``device``."""
-        return Tokens(
-            to_device(self.items, device),
-            to_device(self.types, device),
-            to_device(self.gaps, device),
-            to_device(self.values, device),
-        )
+        return Tokens(*(to_device(part, device) for part in self.parts))
 
 
 def latest(batch: HistoryBatch, context: int) -> HistoryBatch:

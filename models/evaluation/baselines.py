@@ -103,10 +103,7 @@ def _transitions(rows: Int64s, histories: HistoryBatch, size: int, distance: int
         together = owner[:-gap] == owner[gap:]
         pairs.append(np.stack([rows[:-gap][together], rows[gap:][together]]))
         weights.append(np.full(pairs[-1].shape[1], 1 / gap, np.float32))
-    indices, values = (
-        torch.from_numpy(np.concatenate(pairs, axis=1)),
-        torch.from_numpy(np.concatenate(weights)),
-    )
+    indices, values = (torch.from_numpy(np.concatenate(pairs, axis=1)), torch.from_numpy(np.concatenate(weights)))
     counted = torch.sparse_coo_tensor(indices, values, (size, size), check_invariants=False).coalesce()
     return counted.to_dense() if size <= _DENSE_ITEMS else counted
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -123,8 +122,7 @@ def checked_layer(encoder: SequenceEncoder, layer: int | None) -> int:
 def sums(values: Float64s, offsets: Int64s) -> Float64s:
     """Sums [B] of the parts of ``values`` [N] between ``offsets`` [B + 1]."""
     running = np.concatenate([[0.0], np.cumsum(values)])
-    out: Float64s = running[offsets[1:]] - running[offsets[:-1]]
-    return out
+    return np.asarray(running[offsets[1:]] - running[offsets[:-1]])
 
 
 def _path_integral(
@@ -136,7 +134,7 @@ def _path_integral(
     encoder.eval()
     for rows, tokens, last in _padded(encoder, batch, _CHUNK_TOKENS // steps):
         with torch.no_grad():
-            x, start = encoder.embedded(tokens), encoder.embedded(_unknown(tokens))
+            x, start = encoder.embedded(tokens), encoder.embedded(Tokens(*map(torch.zeros_like, tokens.parts)))
         target = torch.from_numpy(targets[rows]).to(x.device)
 
         def score(x: torch.Tensor, last: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -180,24 +178,16 @@ def _attention(block: Block, x: torch.Tensor, bias: torch.Tensor) -> torch.Tenso
     return torch.softmax(scores.float(), dim=-1).mean(dim=1)
 
 
-def _unknown(tokens: Tokens) -> Tokens:
-    zeros = (torch.zeros_like(part) for part in (tokens.items, tokens.types, tokens.gaps, tokens.values))
-    return Tokens(*zeros)
-
-
 def _padded(
     encoder: SequenceEncoder, batch: HistoryBatch, tokens_at_once: int
 ) -> Iterator[tuple[Int64s, Tokens, torch.Tensor]]:
     """Rows, padded tokens and columns of the last behaviors, a chunk at a time."""
     tokens = Tokens.of(batch, encoder.items, encoder.normalizer, len(encoder.behavior_types))
-    size = partial(_rows_at_once, tokens_at_once)
-    for rows, width in width_chunks(batch.lengths, widths_to(encoder.context), size):
+    for rows, width in width_chunks(
+        batch.lengths, widths_to(encoder.context), lambda width: max(1, tokens_at_once // width)
+    ):
         starts, lengths = torch.from_numpy(batch.offsets[rows]), torch.from_numpy(batch.lengths[rows])
         yield rows, tokens.padded(starts, lengths, width).to(encoder.device), (lengths - 1).to(encoder.device)
-
-
-def _rows_at_once(tokens: int, width: int) -> int:
-    return max(1, tokens // width)
 
 
 def _scatter(out: Float64s, batch: HistoryBatch, rows: Int64s, shares: Float64s) -> None:
@@ -216,5 +206,4 @@ def _bounded(lengths: Int64s) -> Iterator[Int64s]:
 
 
 def _products(vectors: Float32s, targets: Float32s) -> Float64s:
-    out: Float64s = np.einsum("ij,ij->i", vectors, targets, dtype=np.float64)
-    return out
+    return np.asarray(np.einsum("ij,ij->i", vectors, targets, dtype=np.float64))

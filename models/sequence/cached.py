@@ -88,12 +88,7 @@ def extended(encoder: Transformer, state: CachedState, new: HistoryBatch) -> tup
 
 
 def _fill(
-    encoder: Transformer,
-    past: KeysValues,
-    kept: Int64s,
-    joined: HistoryBatch,
-    vectors: Float32s,
-    made: KeysValues,
+    encoder: Transformer, past: KeysValues, kept: Int64s, joined: HistoryBatch, vectors: Float32s, made: KeysValues
 ) -> None:
     """Vectors of ``joined`` behaviors after the ``kept`` ones of the ``past``, and the past that they make."""
     tokens = Tokens.of(joined, encoder.items, encoder.normalizer, len(encoder.behavior_types))

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 
 from feast_embeddings.models.encoder import (
+    Device,
     EncoderState,
     HistoryBatch,
     ItemIndex,
@@ -122,9 +123,7 @@ class SequenceEncoder(Transformer):
         return self.state_as("sequence", {"architecture": asdict(self.config), "normalizer": normalizer})
 
     @classmethod
-    def from_state(
-        cls, state: EncoderState, device: str | torch.device | None = None, precision: str | None = None
-    ) -> Self:
+    def from_state(cls, state: EncoderState, device: Device = None, precision: str | None = None) -> Self:
         """The encoder of a stored state, in evaluation mode."""
         normalizer: dict[str, Any] | None = state.config["normalizer"]
         encoder = cls(

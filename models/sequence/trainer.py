@@ -6,8 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from feast_embeddings.models.encoder import (
 )
 from feast_embeddings.models.errors import BehaviorSourceError
 from feast_embeddings.models.evaluation import Ragged, cut, evaluate_ranking, inner_products, items_of
+from feast_embeddings.models.sequence.averaged import AveragedTraining, EpochReport
 from feast_embeddings.models.sequence.checkpoint import Checkpoint
 from feast_embeddings.models.sequence.config import SequenceConfig, TrainingConfig
 from feast_embeddings.models.sequence.loss import NegativeSampler, full_softmax_loss, sampled_softmax_loss
@@ -38,23 +38,12 @@ _WIDTH_STEP = 16  # few distinct shapes: kernels are made anew for each
 _VALIDATION = 1 << 32  # seeds of epochs stay below
 
 
-@dataclass(frozen=True, slots=True)
-class EpochReport:
-    """One epoch: mean training loss, and HR@10 and NDCG@10 on validation (None without validation)."""
-
-    epoch: int
-    loss: float
-    hr10: float | None
-    ndcg10: float | None
-    seconds: float
-
-
 Builder = Callable[[SequenceConfig, tuple[str, ...], ItemIndex, ValueNormalizer | None], SequenceEncoder]
 """Makes the encoder to train from its architecture, behavior types, items and normalizer. It may know more items than
 those, in rows after theirs."""
 
 
-class Trainer:
+class Trainer(AveragedTraining[SequenceEncoder]):
     """Weights, their running average and the optimizer, on one set of histories.
 
     All randomness of an epoch comes from the seed and the epoch's number, so a run taken up again at the
@@ -92,15 +81,11 @@ class Trainer:
         self.ties = tie_groups(training.offsets, training.times)
         _check_targets(self.target_weights, training, config.min_item_count)
         with seeded(device, config.seed):
-            self.model = build(config.encoder, behavior_types, index, normalizer).to(device)
+            model = build(config.encoder, behavior_types, index, normalizer).to(device)
+        super().__init__(model, config.average_decay)
         if build is not SequenceEncoder:  # what the builder adds belongs to the run as well
             self.identity += self.model.space
-        self.average = deepcopy(self.model).eval().requires_grad_(requires_grad=False)
-        self.best = deepcopy(self.average)
         self.optimizer = torch.optim.Adam(self.model.parameters(), config.learning_rate, fused=device.type != "mps")
-        self.reports: list[EpochReport] = []
-        self.best_epoch = 0
-        self.steps = 0
         self.sampler = self._sampler()
 
     def _sampler(self) -> NegativeSampler | None:
@@ -133,7 +118,7 @@ class Trainer:
                 advance((position + 1) / len(batches))
                 if time.monotonic() > deadline:
                     break
-        self._report(number, float(torch.stack(losses).mean()), started)
+        self.report(number, float(torch.stack(losses).mean()), self._validate(), started)
         return len(losses) == len(batches)
 
     def _step(self, tokens: Tokens, target_weights: torch.Tensor, windows: Windows, rows: Int64s) -> torch.Tensor:
@@ -153,7 +138,8 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self._advance()
+        self.optimizer.step()
+        self.stepped()
         return loss.detach()
 
     def _loss(self, inputs: Tokens, wanted: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -181,22 +167,6 @@ class Trainer:
             rate *= max(0.0, 1 - epochs / self.config.decay_epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-
-    @torch.no_grad()
-    def _advance(self) -> None:
-        self.steps += 1
-        self.optimizer.step()
-        decay = min(self.config.average_decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-
-    def _report(self, number: int, loss: float, started: float) -> None:
-        scores = self._validate()
-        hr10, ndcg10 = scores or (None, None)
-        best = self.reports[self.best_epoch - 1].ndcg10 if self.best_epoch else None
-        if ndcg10 is None or best is None or ndcg10 > best:
-            self.best_epoch = number
-            self.best.load_state_dict(self.average.state_dict())
-        self.reports.append(EpochReport(number, loss, hr10, ndcg10, time.monotonic() - started))
 
     def _validate(self) -> tuple[float, float] | None:
         """HR@10 and NDCG@10 of the averaged weights, held-out behaviors against the whole catalogue."""
@@ -270,13 +240,7 @@ def _identity(config: TrainingConfig, histories: HistoryBatch, types: tuple[str,
     for limit in ("max_epochs", "max_minutes", "patience", "checkpoint_dir", "resume"):
         del facts[limit]
     digest = hashlib.sha256(json.dumps([facts, types, weights.tolist()], sort_keys=True).encode())
-    for array in (
-        histories.offsets,
-        histories.times,
-        histories.behavior_types,
-        histories.values,
-        histories.as_of,
-    ):
+    for array in (histories.offsets, histories.times, histories.behavior_types, histories.values, histories.as_of):
         digest.update(np.ascontiguousarray(array).tobytes())
     items = histories.items
     digest.update(items.tobytes() if items.dtype == np.int64 else json.dumps(items.tolist()).encode())

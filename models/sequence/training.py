@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
-from feast_embeddings.models.encoder import HistoryBatch, choose_device
+from feast_embeddings.models.encoder import Device, HistoryBatch, choose_device
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.sequence.averaged import EpochReport
 from feast_embeddings.models.sequence.checkpoint import Checkpoint
 from feast_embeddings.models.sequence.config import TrainingConfig
 from feast_embeddings.models.sequence.model import SequenceEncoder
-from feast_embeddings.models.sequence.trainer import Builder, EpochReport, Trainer, check_trainable
+from feast_embeddings.models.sequence.trainer import Builder, Trainer, check_trainable
 from feast_embeddings.models.types import Float32s
 
 
@@ -45,7 +46,7 @@ def train(
     behavior_types: Sequence[str],
     type_weights: Sequence[float] | None = None,
     progress: bool = False,
-    device: str | torch.device | None = None,
+    device: Device = None,
     build: Builder = SequenceEncoder,
 ) -> TrainResult:
     """Trains on whole histories, one per entity; the same input gives the same weights on one machine.
@@ -78,7 +79,7 @@ def train(
     directory = Path(config.checkpoint_dir) if config.checkpoint_dir is not None else None
     if directory is not None and config.resume and (checkpoint := Checkpoint.load(directory, trainer.identity)):
         trainer.restore(checkpoint)
-    with _deterministic(chosen), _progress_bar(progress) as bar:
+    with _deterministic(chosen), Progress(disable=not progress) as bar:
         stopped_by = _run(trainer, directory, bar)
     encoder = trainer.best.requires_grad_(requires_grad=True)
     return TrainResult(encoder, tuple(trainer.reports), trainer.best_epoch, stopped_by)
@@ -133,11 +134,6 @@ def _run(trainer: Trainer, directory: Path | None, bar: Progress) -> str:
         if time.monotonic() > deadline:
             return "max_minutes"
     return "decay_epochs" if limit == config.decay_epochs else "max_epochs"
-
-
-def _progress_bar(show: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    return Progress(*columns, disable=not show)
 
 
 @contextmanager

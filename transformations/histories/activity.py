@@ -67,11 +67,7 @@ class ActivitySpec:
 
 
 def activity(
-    behaviors: Behaviors,
-    contract: BehaviorContract,
-    spec: ActivitySpec,
-    entities: Ids,
-    as_of_us: int | Int64s,
+    behaviors: Behaviors, contract: BehaviorContract, spec: ActivitySpec, entities: Ids, as_of_us: int | Int64s
 ) -> pa.Table:
     """Activity of entities as of any times, from behaviors strictly before each time.
 

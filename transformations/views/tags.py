@@ -45,8 +45,7 @@ _BUILDERS = {"behaviors": "behaviors_view", "activity": "activity_view"}
 
 def kind_of(view: FeatureView) -> str | None:
     """What kind of view this package declared it as; None for a view that it did not declare."""
-    kind: str | None = view.tags.get(KIND)
-    return kind
+    return view.tags.get(KIND)
 
 
 def tag_of(view: FeatureView, kind: str, key: str) -> str:
