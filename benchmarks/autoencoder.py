@@ -34,8 +34,7 @@ from feast_embeddings.models import (
     reconstruction_errors,
     train_autoencoder,
 )
-from feast_embeddings.models.evaluation.ease import ease
-from feast_embeddings.models.evaluation.evaluate import Evaluation
+from feast_embeddings.models.evaluation import Evaluation, ease
 
 RESULTS = Path(__file__).parent / "results" / "autoencoder.json"
 EASE_LAMBDA = 1000.0

@@ -43,11 +43,9 @@ from feast_embeddings.models import (
     save_encoder,
     train,
 )
-from feast_embeddings.models.encoder.batch import Float32s
-from feast_embeddings.models.encoder.tokens import latest
-from feast_embeddings.models.evaluation.bootstrap import bootstrap
-from feast_embeddings.models.evaluation.ranking import inner_products, measures, target_ranks
-from feast_embeddings.models.evaluation.splits import RankingTask
+from feast_embeddings.models.encoder import latest
+from feast_embeddings.models.evaluation import RankingTask, bootstrap, inner_products, measures, target_ranks
+from feast_embeddings.models.types import Float32s
 
 RESULTS = Path(__file__).parent / "results" / "compression.json"
 PREFIXES = (16, 32)

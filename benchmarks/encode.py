@@ -31,7 +31,7 @@ from rich.table import Table
 from torch import nn
 
 from feast_embeddings.models import HistoryBatch, ItemIndex, SequenceConfig, SequenceEncoder, Tokens
-from feast_embeddings.models.encoder.tokens import latest
+from feast_embeddings.models.encoder import latest
 
 RESULTS = Path(__file__).parent / "results" / "encode.json"
 CONTEXT, DIM, NAIVE_BATCH, ITEMS = 200, 64, 256, 3416

@@ -35,9 +35,8 @@ from feast_embeddings.models import (
     save_encoder,
     train,
 )
-from feast_embeddings.models.encoder.tokens import latest
-from feast_embeddings.models.evaluation.bootstrap import bootstrap
-from feast_embeddings.models.explanation.attribution import kept
+from feast_embeddings.models.encoder import latest
+from feast_embeddings.models.evaluation import bootstrap
 
 RESULTS = Path(__file__).parent / "results" / "explanation.json"
 METHODS = ("integrated_gradients", "attention", "deletion")
@@ -75,7 +74,7 @@ def moved(encoder: StorableEncoder, batch: HistoryBatch, before: np.ndarray, gon
     """1 − cosine of each vector and that of the history without behaviors ``gone`` [B, k]: float64 [B]."""
     mask = np.ones(len(batch.items), np.bool_)
     mask[gone] = False
-    after = encoder.encode(kept(batch, mask))
+    after = encoder.encode(batch.where(mask))
     lengths = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
     return 1 - (before * after).sum(axis=1) / lengths
 

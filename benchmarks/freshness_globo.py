@@ -41,8 +41,8 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.models import Encoder, load_encoder
-from feast_embeddings.models.derived.unseen import UnseenItems, trained_length
-from feast_embeddings.models.evaluation.bootstrap import Estimate, bootstrap
+from feast_embeddings.models.derived import UnseenItems, trained_length
+from feast_embeddings.models.evaluation import Estimate, bootstrap
 from feast_embeddings.transformations import Behaviors, Histories
 
 RESULTS = Path(__file__).parent / "results" / "freshness.json"

@@ -51,10 +51,7 @@ from feast_embeddings.models import (
     train_autoencoder,
     train_generator,
 )
-from feast_embeddings.models.autoencoder.trainer import distinct_items, where
-from feast_embeddings.models.evaluation.ease import ease
-from feast_embeddings.models.evaluation.evaluate import Evaluation
-from feast_embeddings.models.evaluation.splits import RankingTask
+from feast_embeddings.models.evaluation import Evaluation, RankingTask, distinct_items, ease
 
 RESULTS = Path(__file__).parent / "results" / "generator.json"
 TYPES = ["rating"]
@@ -106,7 +103,7 @@ def world(path: Path, n_items: int, seed: int) -> World:
     histories = split.training
     ids, counts = np.unique(histories.items, return_counts=True)
     catalogue = ItemIndex(np.sort(ids[np.argsort(-counts, kind="stable")[:n_items]]))
-    histories = where(histories, catalogue.rows(histories.items) > 0)
+    histories = histories.where(catalogue.rows(histories.items) > 0)
     rng = np.random.default_rng([seed, 1])
     users = rng.permutation(np.flatnonzero(histories.lengths >= 12))
     train, real = histories.take(users[len(users) // 5 :]), histories.take(users[: len(users) // 5])
@@ -114,7 +111,7 @@ def world(path: Path, n_items: int, seed: int) -> World:
     lengths = np.repeat(real.lengths, real.lengths)
     kept = np.repeat(rng.integers(1, 10, len(real)), real.lengths)
     few, many = place < kept, place < lengths * 8 // 10
-    return World(train, real, where(real, many), where(real, ~many), where(real, few), where(real, ~few), catalogue)
+    return World(train, real, real.where(many), real.where(~many), real.where(few), real.where(~few), catalogue)
 
 
 def _shuffled_place(histories: HistoryBatch, rng: np.random.Generator) -> np.ndarray:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from feast_embeddings.models import SequenceConfig, TrainingConfig, TrainResult, save_encoder, train
 from feast_embeddings.transformations import Behaviors, Histories
-from feast_embeddings.transformations.behaviors.table import canonical_schema
+from feast_embeddings.transformations.behaviors import canonical_schema
 
 DAY_US = 86_400_000_000
 TRAIN_START_US = int(datetime(2017, 10, 3, tzinfo=UTC).timestamp()) * 1_000_000

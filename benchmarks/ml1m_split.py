@@ -12,8 +12,7 @@ import numpy as np
 from quality_ml1m import SECOND_US, read_sequences
 
 from feast_embeddings.models import HistoryBatch, ItemIndex
-from feast_embeddings.models.autoencoder.trainer import distinct_items, where
-from feast_embeddings.models.evaluation.splits import RankingTask
+from feast_embeddings.models.evaluation import RankingTask, distinct_items
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def random_split(path: Path, seed: int = 0) -> RandomSplit:
         as_of=lengths * SECOND_US,
     )
     test, validation = place < tenth, (place >= tenth) & (place < 2 * tenth)
-    parts = [where(histories, kept) for kept in (~test & ~validation, validation, test)]
+    parts = [histories.where(kept) for kept in (~test & ~validation, validation, test)]
     return RandomSplit(*parts, ItemIndex.of(histories.items))
 
 

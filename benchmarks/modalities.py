@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.models import StorableEncoder
-from feast_embeddings.models.evaluation.bootstrap import bootstrap
+from feast_embeddings.models.evaluation import bootstrap
 
 RESULTS = Path(__file__).parent / "results" / "online_retail.json"
 MODALITIES = ("behaviors", "text", "price", "family", "countries")

@@ -29,8 +29,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from feast_embeddings.models.encoder.batch import Ids, Int64s
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
+from feast_embeddings.models.encoder import ItemIndex
+from feast_embeddings.models.types import Ids, Int64s
 from feast_embeddings.transformations import BehaviorContract, Behaviors, BehaviorType, CleaningRules, Counts, prepare
 
 SPLIT = datetime(2011, 11, 11, tzinfo=UTC)

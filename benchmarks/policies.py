@@ -43,9 +43,9 @@ from feast_embeddings.models import (
     save_encoder,
     time_split,
 )
-from feast_embeddings.models.derived.unseen import UnseenItems
-from feast_embeddings.models.encoder.batch import Float32s, Int64s
-from feast_embeddings.models.evaluation.splits import cut
+from feast_embeddings.models.derived import UnseenItems
+from feast_embeddings.models.evaluation import cut
+from feast_embeddings.models.types import Float32s, Int64s
 from feast_embeddings.transformations import Behaviors, Histories
 
 Figures = dict[str, Any]

@@ -44,7 +44,7 @@ from feast_embeddings.models import (
     markov_table,
     train,
 )
-from feast_embeddings.models.encoder.device import training_precision
+from feast_embeddings.models.encoder import training_precision
 
 DATA_VARIABLE = "FEAST_EMBEDDINGS_ML1M"
 RESULTS = Path(__file__).parent / "results" / "quality_ml1m.json"
@@ -90,9 +90,9 @@ CONFIG = TrainingConfig(
 
 def trained_encoder(task: RankingTask, options: argparse.Namespace) -> TrainResult:
     """Trains within the time limit."""
-    config = replace(CONFIG, seed=options.seed, decay_epochs=options.epochs, max_minutes=options.minutes)
-    checkpoints = options.checkpoints
-    return train(config, task.histories, behavior_types=["rating"], checkpoint_dir=checkpoints, progress=True)
+    limits = {"decay_epochs": options.epochs, "max_minutes": options.minutes}
+    config = replace(CONFIG, seed=options.seed, checkpoint_dir=options.checkpoints, **limits)
+    return train(config, task.histories, behavior_types=["rating"], progress=True)
 
 
 def machine(load_before: tuple[float, float, float]) -> dict[str, object]:

@@ -41,8 +41,7 @@ from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.materialize.learning.train import train_declared
 from feast_embeddings.models import AdversarialTraining, AutoEncoderConfig, AutoEncoderTraining, TrainingConfig
-from feast_embeddings.models.evaluation.bootstrap import Estimate, bootstrap
-from feast_embeddings.models.evaluation.ranking import Ragged, measures
+from feast_embeddings.models.evaluation import Estimate, Ragged, bootstrap, measures
 from feast_embeddings.transformations import Behaviors
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "applied"))

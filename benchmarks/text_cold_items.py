@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.models import StorableEncoder, TextEncoder
-from feast_embeddings.models.evaluation.bootstrap import bootstrap
+from feast_embeddings.models.evaluation import bootstrap
 
 RESULTS = Path(__file__).parent / "results" / "online_retail.json"
 MEASURES = ("hr@10", "hr@100", "hr@10 among cold items")

@@ -1,14 +1,21 @@
 """Behaviors → clean behaviors → histories → features."""
 
-from feast_embeddings.transformations.behaviors.cleaning import CleaningRules, clean
-from feast_embeddings.transformations.behaviors.contract import BehaviorContract, BehaviorType
-from feast_embeddings.transformations.behaviors.prepare import Counts, Prepared, prepare
-from feast_embeddings.transformations.behaviors.quarantine import Quarantine
-from feast_embeddings.transformations.behaviors.table import Behaviors
-from feast_embeddings.transformations.histories.activity import ActivitySpec, activity
-from feast_embeddings.transformations.histories.histories import Histories, empty_histories, extend
-from feast_embeddings.transformations.sources.reading import read_behaviors
-from feast_embeddings.transformations.views.declarations import (
+import sys
+
+from feast_embeddings.transformations.behaviors import (
+    BehaviorContract,
+    Behaviors,
+    BehaviorType,
+    CleaningRules,
+    Counts,
+    Prepared,
+    Quarantine,
+    clean,
+    prepare,
+)
+from feast_embeddings.transformations.histories import ActivitySpec, Histories, activity, empty_histories, extend
+from feast_embeddings.transformations.sources import read_behaviors
+from feast_embeddings.transformations.views import (
     activity_spec_of,
     activity_view,
     behavior_source,
@@ -17,8 +24,9 @@ from feast_embeddings.transformations.views.declarations import (
     contract_of,
     kind_of,
     rules_of,
+    session_embedding_view,
+    session_vectors,
 )
-from feast_embeddings.transformations.views.session import session_embedding_view
 
 __all__ = [
     "ActivitySpec",
@@ -45,4 +53,9 @@ __all__ = [
     "read_behaviors",
     "rules_of",
     "session_embedding_view",
+    "session_vectors",
 ]
+
+# A registry holds the source text of a session view's transformation. Texts that were applied before import this path,
+# and have to go on working for one version.
+sys.modules[f"{__name__}.session"] = sys.modules[session_vectors.__module__]

@@ -11,15 +11,13 @@ from typing import Any
 
 import torch
 
-from feast_embeddings.models.autoencoder.bags import type_weights_of
 from feast_embeddings.models.autoencoder.config import AutoEncoderTraining
-from feast_embeddings.models.autoencoder.critic import Critic, critic_loss
+from feast_embeddings.models.autoencoder.critic import Critic, critic_loss, descend
 from feast_embeddings.models.autoencoder.model import AutoEncoder
-from feast_embeddings.models.autoencoder.trainer import AutoEncoderTrainer, cuda_indexes, run_epochs
+from feast_embeddings.models.autoencoder.trainer import AutoEncoderTrainer, run_epochs
 from feast_embeddings.models.autoencoder.training import AutoEncoderResult
-from feast_embeddings.models.encoder.artifact import register_encoder
-from feast_embeddings.models.encoder.batch import HistoryBatch, Int64s
-from feast_embeddings.models.encoder.device import choose_device
+from feast_embeddings.models.encoder import Device, HistoryBatch, choose_device, register_encoder, seeded
+from feast_embeddings.models.types import Int64s
 
 
 @register_encoder("adversarial-autoencoder")
@@ -50,8 +48,7 @@ class AdversarialTrainer(AutoEncoderTrainer):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        with torch.random.fork_rng(devices=cuda_indexes(self.device)):
-            torch.manual_seed(self.config.seed)
+        with seeded(self.device, self.config.seed):
             self.critic = Critic(self.config.encoder.dim - 1, self.config.critic_hidden).to(self.device)
         rate, betas = self.config.critic_rate, (0.5, 0.9)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), rate, betas=betas)
@@ -63,9 +60,7 @@ class AdversarialTrainer(AutoEncoderTrainer):
             codes = self.model(self.corrupted(bags)).float()
         for _ in range(self.config.critic_steps):
             loss = critic_loss(self.critic, torch.randn_like(codes), codes, self.config.gradient_penalty)
-            self.critic_optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.critic_optimizer.step()
+            descend(self.critic_optimizer, loss)
         return super().step(rows)
 
     def loss(self, code: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -82,10 +77,11 @@ def train_adversarial(
     type_weights: Sequence[float] | None = None,
     held_out: HistoryBatch | None = None,
     progress: bool = False,
-    device: str | torch.device | None = None,
+    device: Device = None,
 ) -> AutoEncoderResult:
     """Trains an `AdversarialAutoEncoder`; arguments, errors and determinism are those of `train_autoencoder`."""
-    weights = type_weights_of(behavior_types, type_weights)
-    trainer = AdversarialTrainer(config, histories, held_out, tuple(behavior_types), weights, choose_device(device))
+    trainer = AdversarialTrainer(
+        config, histories, held_out, tuple(behavior_types), type_weights, choose_device(device)
+    )
     stopped_by = run_epochs(trainer, progress=progress)
     return AutoEncoderResult(trainer.best, tuple(trainer.reports), trainer.best_epoch, stopped_by)

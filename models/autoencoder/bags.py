@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Int64s
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
+from feast_embeddings.models.encoder import HistoryBatch, ItemIndex, segments
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.types import Float32s, Int64s
 
 _DAY_US = 86_400_000_000
 
@@ -37,9 +37,7 @@ class Bags:
 
     def take(self, rows: Int64s) -> Bags:
         """The rows at ``rows`` (int64 [R]), in that order."""
-        lengths = np.diff(self.offsets)[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        flat = np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        flat, offsets = segments(self.offsets[:-1][rows], np.diff(self.offsets)[rows])
         return Bags(offsets, self.columns[flat], self.weights[flat], self.size)
 
     def normalized(self) -> Bags:
@@ -98,7 +96,7 @@ class Bagger:
 
     def bags(self, batch: HistoryBatch) -> Bags:
         """Bags of B histories."""
-        owner = np.repeat(np.arange(len(batch)), batch.lengths)
+        owner = batch.owner
         rows = self.items.rows(batch.items)
         weights = self._weights(batch, owner)
         kept = np.flatnonzero((rows > 0) & (weights > 0))

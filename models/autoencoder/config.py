@@ -1,12 +1,40 @@
-"""How an `AutoEncoder` is trained: its objectives, and the variants that have names."""
+"""How an `AutoEncoder` is built and trained: its objectives, and the variants that have names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
-from feast_embeddings.models.autoencoder.model import AutoEncoderConfig
 from feast_embeddings.models.errors import DeclarationError
+
+Activation = Literal["linear", "relu", "softsign"]
+
+
+@dataclass(frozen=True, slots=True)
+class AutoEncoderConfig:
+    """Architecture of an `AutoEncoder`."""
+
+    dim: int = 64  # of a served vector; its last component carries the items' biases, the rest is the code
+    context: int = 1000  # behaviors looked at; the bag forgets their order, so many are cheap
+    hidden: tuple[int, ...] = ()  # widths between bag and code; none: the code is linear in the bag, and hard to beat
+    activation: Activation = "linear"  # after each layer, the code's too; these three round alike in vector and scalar
+    stacked: bool = False  # columns of its own for each behavior type, or one per item with the types weighted
+    half_life_days: float | None = None  # of a behavior's weight; None: age does not matter
+    normalize: bool = False  # bags brought to length 1, as the likelihood variants want them
+    logits: bool = False  # what the decoder tells: a bag, or the logits of a multinomial over its items
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that cannot be built."""
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if (
+            self.dim < 2
+            or min(self.context, *self.hidden, 1) < 1
+            or self.activation not in ("linear", "relu", "softsign")
+        ):
+            raise DeclarationError(
+                f"{self} cannot be built: dim is 2 or more, the other sizes are positive, "
+                "and the activation is linear, relu or softsign."
+            )
 
 
 @dataclass(frozen=True, slots=True)

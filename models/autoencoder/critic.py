@@ -38,8 +38,7 @@ def gradient_penalty(critic: Critic, real: torch.Tensor, fake: torch.Tensor) -> 
     between = (share * real.detach() + (1 - share) * fake.detach()).requires_grad_()
     (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     norm = (slope.square().sum(dim=1) + _TINY).sqrt()
-    penalty: torch.Tensor = (norm - 1).square().mean()
-    return penalty
+    return (norm - 1).square().mean()
 
 
 def critic_loss(critic: Critic, real: torch.Tensor, fake: torch.Tensor, weight: float) -> torch.Tensor:
@@ -48,3 +47,10 @@ def critic_loss(critic: Critic, real: torch.Tensor, fake: torch.Tensor, weight: 
         return real.new_zeros(())
     loss: torch.Tensor = critic(fake.detach()).mean() - critic(real).mean()
     return loss + weight * gradient_penalty(critic, real, fake)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """One step of an optimizer on the gradients of a loss."""
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from feast_embeddings.models.autoencoder.bags import Bagger
-from feast_embeddings.models.encoder.batch import HistoryBatch, Int64s
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
+from feast_embeddings.models.encoder import HistoryBatch, ItemIndex, segments
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.types import Ids, Int32s, Int64s
 
 _CHUNK_ROWS = 512
 _SECOND_US = 1_000_000
@@ -63,7 +63,7 @@ class BehaviorGenerator(nn.Module):
 
         They end at the epoch, a second apart; values are missing. The same seed gives the same histories.
         """
-        return self.complete(_nothing(len(lengths), self.items), lengths, seed)
+        return self.complete(HistoryBatch.empty(self.items.ids, np.zeros(len(lengths), np.int64)), lengths, seed)
 
     def complete(self, histories: HistoryBatch, lengths: Int64s, seed: int = 0) -> HistoryBatch:
         """Histories filled up to ``lengths`` (int64 [B]) behaviors with synthetic ones, given the behaviors they have.
@@ -97,36 +97,11 @@ class BehaviorGenerator(nn.Module):
         return drawn
 
 
-def _nothing(count: int, items: ItemIndex) -> HistoryBatch:
-    """Histories without behaviors, with the id type of ``items``."""
-    return HistoryBatch(
-        offsets=np.zeros(count + 1, np.int64),
-        items=items.ids[:0],
-        behavior_types=np.empty(0, np.int32),
-        times=np.empty(0, np.int64),
-        values=np.empty(0, np.float32),
-        as_of=np.zeros(count, np.int64),
-    )
-
-
-def _prepended(histories: HistoryBatch, missing: Int64s, items: np.ndarray, types: np.ndarray) -> HistoryBatch:
+def _prepended(histories: HistoryBatch, missing: Int64s, items: Ids, types: Int32s) -> HistoryBatch:
     """Histories with ``missing`` behaviors each put before their own, a second apart."""
-    total, lengths = int(missing.sum()), histories.lengths
-    owner = np.repeat(np.arange(len(histories)), missing)
-    place = np.arange(total) - np.repeat(np.cumsum(missing) - missing, missing)
-    first = np.where(
-        lengths > 0,
-        np.append(histories.times, 0)[np.minimum(histories.offsets[:-1], len(histories.times))],
-        histories.as_of,
-    )
-    times = first[owner] - (missing[owner] - place) * _SECOND_US
-    everyone = np.concatenate([owner, np.repeat(np.arange(len(histories)), lengths)])
-    order = np.argsort(everyone, kind="stable")
-    return HistoryBatch(
-        offsets=histories.offsets + np.concatenate([[0], np.cumsum(missing)]),
-        items=np.concatenate([items, histories.items])[order],
-        behavior_types=np.concatenate([types, histories.behavior_types])[order],
-        times=np.concatenate([times, histories.times])[order],
-        values=np.concatenate([np.full(total, np.nan, np.float32), histories.values])[order],
-        as_of=histories.as_of,
-    )
+    rows, offsets = segments(np.zeros(len(missing), np.int64), missing)  # the place of each within its history
+    own = np.append(histories.times, 0)[np.minimum(histories.offsets[:-1], len(histories.times))]
+    first = np.where(histories.lengths > 0, own, histories.as_of)
+    times = np.repeat(first, missing) - (np.repeat(missing, missing) - rows) * _SECOND_US
+    values = np.full(len(items), np.nan, np.float32)
+    return HistoryBatch(offsets, items, types, times, values, histories.as_of).followed_by(histories)

@@ -6,15 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from feast_embeddings.models.autoencoder.bags import Bags
 from feast_embeddings.models.errors import EvaluationError
+from feast_embeddings.models.types import Bools, Float32s
 
 _CHUNK_ROWS = 512
-
-Float32s = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +52,7 @@ def likeness(synthetic: Bags, real: Bags, train: Bags, *, neighbors: int = 5) ->
     Raises:
         EvaluationError: One of them holds no history, or ``real`` at most k.
     """
-    sizes = {"synthetic": synthetic, "real": real, "train": train}
-    synthetic, real, train = (_filled(bags) for bags in sizes.values())
+    synthetic, real, train = (_filled(bags) for bags in (synthetic, real, train))
     if min(len(synthetic), len(train)) < 1 or len(real) <= neighbors:
         raise EvaluationError(
             f"Likeness needs synthetic, real and training histories, more than {neighbors} real ones; "
@@ -82,7 +79,7 @@ def nearest_distances(bags: Bags, others: Bags, count: int = 1) -> Float32s:
     return np.concatenate(nearest) if nearest else np.zeros((0, count), np.float32)
 
 
-def _balls(bags: Bags, others: Bags, radius: Float32s) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def _balls(bags: Bags, others: Bags, radius: Float32s) -> tuple[Bools, Bools]:
     """Which bags are in the ball of some other, and which others have one of the bags in theirs."""
     within, covered = [], np.zeros(len(others), np.bool_)
     for part in _distances(bags, others):

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from feast_embeddings.models.autoencoder.critic import Critic, critic_loss
+from feast_embeddings.models.autoencoder.critic import Critic, critic_loss, descend
 from feast_embeddings.models.autoencoder.generator import BehaviorGenerator, GeneratorConfig
-from feast_embeddings.models.encoder.batch import HistoryBatch, Int64s
-from feast_embeddings.models.encoder.device import choose_device, to_device
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
+from feast_embeddings.models.encoder import Device, HistoryBatch, ItemIndex, choose_device, seeded, to_device
 from feast_embeddings.models.errors import BehaviorSourceError, DeclarationError
+from feast_embeddings.models.types import Int64s
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ def train_generator(
     histories: HistoryBatch,
     *,
     behavior_types: Sequence[str],
-    device: str | torch.device | None = None,
+    device: Device = None,
 ) -> GeneratorResult:
     """Trains on histories, one per entity; the same input gives the same weights on one machine.
 
@@ -97,8 +96,7 @@ def train_generator(
     trainer = _Trainer(config, histories, tuple(behavior_types), chosen)
     deadline = np.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     reports, since = [], []
-    with torch.random.fork_rng(devices=[chosen.index or 0] if chosen.type == "cuda" else []):
-        torch.manual_seed(config.seed + 1)
+    with seeded(chosen, config.seed + 1):
         for step in range(1, config.steps + 1):
             since.append(trainer.step())
             stopping = time.monotonic() > deadline
@@ -118,8 +116,7 @@ class _Trainer:
         index = ItemIndex.of(histories.items, config.min_item_count)
         if not len(index):
             raise BehaviorSourceError("No history holds a known item to learn from: lower min_item_count.")
-        with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
-            torch.manual_seed(config.seed)
+        with seeded(device, config.seed):
             self.generator = BehaviorGenerator(config.generator, types, index).to(device)
             self.critic = Critic(2 * self.generator.bagger.size, config.critic_hidden).to(device)
         self.bags = self.generator.bagger.bags(histories)
@@ -139,17 +136,16 @@ class _Trainer:
                 fake = self._made(known)
             pairs = torch.cat([real, known], dim=1), torch.cat([fake, known], dim=1)
             verdict = critic_loss(self.critic, *pairs, self.config.gradient_penalty)
-            _descend(self.of_critic, verdict)
+            descend(self.of_critic, verdict)
         _, known = self._batch()
         fake = self._made(known)
         loss = -self.critic(torch.cat([fake, known], dim=1)).mean()
-        _descend(self.of_generator, loss)
+        descend(self.of_generator, loss)
         return torch.stack([verdict.detach(), loss.detach(), fake.detach().sum(dim=1).mean()])
 
     def _made(self, known: torch.Tensor) -> torch.Tensor:
         noise = torch.randn(len(known), self.config.generator.latent, device=self.device)
-        made: torch.Tensor = torch.maximum(self.generator(noise, known), known)  # what is known is there
-        return made
+        return torch.maximum(self.generator(noise, known), known)  # what is known is there
 
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Bags (B, C), and the part of each that is known."""
@@ -158,9 +154,3 @@ class _Trainer:
         share = torch.rand(len(real), 1, device=self.device)
         share = share * (torch.rand(len(real), 1, device=self.device) >= self.config.empty_share)
         return real, real * (torch.rand(real.shape, device=self.device) < share)
-
-
-def _descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()

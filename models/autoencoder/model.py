@@ -2,60 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from feast_embeddings.models.autoencoder.bags import Bagger, Bags
-from feast_embeddings.models.encoder.artifact import register_encoder
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids
-from feast_embeddings.models.encoder.device import choose_device, numeric_path
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
-from feast_embeddings.models.encoder.protocol import Bools, EncoderState, space_of
-from feast_embeddings.models.encoder.tokens import latest
-from feast_embeddings.models.errors import DeclarationError
-
-Activation = Literal["linear", "relu", "softsign"]
+from feast_embeddings.models.autoencoder.bags import Bagger, Bags, type_weights_of
+from feast_embeddings.models.autoencoder.config import Activation, AutoEncoderConfig
+from feast_embeddings.models.encoder import (
+    Device,
+    EncoderModule,
+    EncoderState,
+    HistoryBatch,
+    ItemIndex,
+    latest,
+    register_encoder,
+)
+from feast_embeddings.models.types import Bools, Float32s, Ids
 
 # Histories per chunk: every matrix product has the same shape whatever the batch, because one of another shape
 # may add in another order. Small enough on a CPU for one history to be quick.
 _CHUNK_ROWS = {"cpu": 64, "mps": 256, "cuda": 1024}
 
 
-@dataclass(frozen=True, slots=True)
-class AutoEncoderConfig:
-    """Architecture of an `AutoEncoder`."""
-
-    dim: int = 64  # of a served vector; its last component carries the items' biases, the rest is the code
-    context: int = 1000  # behaviors looked at; the bag forgets their order, so many are cheap
-    hidden: tuple[int, ...] = ()  # widths between bag and code; none: the code is linear in the bag, and hard to beat
-    activation: Activation = "linear"  # after each layer, the code's too; these three round alike in vector and scalar
-    stacked: bool = False  # columns of its own for each behavior type, or one per item with the types weighted
-    half_life_days: float | None = None  # of a behavior's weight; None: age does not matter
-    normalize: bool = False  # bags brought to length 1, as the likelihood variants want them
-    logits: bool = False  # what the decoder tells: a bag, or the logits of a multinomial over its items
-
-    def __post_init__(self) -> None:
-        """Refuses sizes that cannot be built."""
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        if (
-            self.dim < 2
-            or min(self.context, *self.hidden, 1) < 1
-            or self.activation not in ("linear", "relu", "softsign")
-        ):
-            raise DeclarationError(
-                f"{self} cannot be built: dim is 2 or more, the other sizes are positive, "
-                "and the activation is linear, relu or softsign."
-            )
-
-
 @register_encoder("autoencoder")
-class AutoEncoder(nn.Module):
+class AutoEncoder(EncoderModule):
     """An `Encoder`: the code of a history's bag, and for an item the decoder's column.
 
     The decoder is one linear layer, so the inner product of a history's vector and an item's is exactly the weight
@@ -67,7 +43,7 @@ class AutoEncoder(nn.Module):
         config: Architecture.
         behavior_types: Names behind the behavior-type codes.
         items: The known items.
-        type_weights: Weight of each type in the bag; a type of weight 0 leaves no trace.
+        type_weights: Weight of each type in the bag, default 1; a type of weight 0 leaves no trace.
     """
 
     kind = "autoencoder"
@@ -77,54 +53,20 @@ class AutoEncoder(nn.Module):
         config: AutoEncoderConfig,
         behavior_types: tuple[str, ...],
         items: ItemIndex,
-        type_weights: tuple[float, ...] | None = None,
+        type_weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
-        self.config, self.items, self.behavior_types = config, items, behavior_types
-        weights = (1.0,) * len(behavior_types) if type_weights is None else tuple(type_weights)
-        if len(weights) != len(behavior_types):
-            raise DeclarationError(f"{len(behavior_types)} behavior types have {len(weights)} weights: give one each.")
+        super().__init__(behavior_types, items, config.dim, config.context)
+        self.config = config
+        weights = type_weights_of(behavior_types, type_weights)
         self.bagger = Bagger(items, weights, config.stacked, config.half_life_days)
         widths = (*config.hidden, config.dim - 1)
         self.bag_table = nn.EmbeddingBag(max(self.bagger.size, 1), widths[0], mode="sum")  # first layer, sparse inputs
         self.bag_bias = nn.Parameter(torch.zeros(widths[0]))
         self.layers = nn.ModuleList(nn.Linear(below, above) for below, above in pairwise(widths))
         self.decoder = nn.Linear(config.dim - 1, max(self.bagger.size, 1))
-        self._space: tuple[tuple[tuple[int, int], ...], str] | None = None
-        self._initialize()
-
-    def _initialize(self) -> None:
         nn.init.xavier_normal_(self.bag_table.weight)
         nn.init.xavier_normal_(self.decoder.weight)
         nn.init.normal_(self.decoder.bias, std=1e-3)
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self.config.dim
-
-    @property
-    def context(self) -> int:
-        """Behaviors a vector depends on, at most."""
-        return self.config.context
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.decoder.weight.device
-
-    @property
-    def numeric_path(self) -> str:
-        """Device and dtype of ``encode``: always float32, the work is a sum of few rows."""
-        return numeric_path(self.device, "float32")
-
-    @property
-    def space(self) -> str:
-        """Identity of the vector space; computed again only after a weight was changed in place."""
-        versions = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
-        if self._space is None or self._space[0] != versions:
-            self._space = (versions, space_of(self.state()))
-        return self._space[1]
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Codes (B, dim − 1) of dense bags (B, C): the path of training."""
@@ -168,8 +110,7 @@ class AutoEncoder(nn.Module):
             mode="sum",
             per_sample_weights=torch.from_numpy(bags.weights).to(self.device),
         )  # (size, width)
-        codes: Float32s = self._above(summed)[: len(bags)].cpu().numpy()
-        return codes
+        return self._above(summed)[: len(bags)].cpu().numpy()
 
     def _above(self, summed: torch.Tensor) -> torch.Tensor:
         """From the sums of the first layer (B, width) to codes (B, dim − 1)."""
@@ -180,38 +121,18 @@ class AutoEncoder(nn.Module):
 
     def encode_items(self, items: Ids) -> tuple[Float32s, Bools]:
         """Columns of the decoder and biases, float32 [n, dim], and which ids are known, bool [n]; others are zero."""
-        rows = self.items.rows(items)
-        known = rows > 0
-        vectors = np.zeros((len(items), self.dim), np.float32)
-        vectors[known] = self._item_vectors()[rows[known] - 1]
-        return vectors, known
-
-    def _item_vectors(self) -> Float32s:
         with torch.inference_mode():
             columns = torch.cat([self.decoder.weight, self.decoder.bias[:, None]], dim=1)  # (C, dim)
-            vectors: Float32s = self.bagger.per_item(columns).cpu().numpy()
-        return vectors
-
-    def item_ids(self) -> Ids:
-        """Raw ids of the known items."""
-        return self.items.ids
+            return self.items.vectors(items, self.bagger.per_item(columns).cpu().numpy())
 
     def state(self) -> EncoderState:
         """What an artifact stores."""
-        return EncoderState(
-            kind=self.kind,
-            config={"architecture": _as_json(self.config), "type_weights": list(self.bagger.type_weights)},
-            behavior_types=self.behavior_types,
-            dim=self.dim,
-            context=self.context,
-            tensors=dict(self.state_dict()),
-            item_ids=self.items.ids,
-        )
+        architecture, weights = asdict(self.config), list(self.bagger.type_weights)
+        architecture["hidden"] = list(self.config.hidden)
+        return self.state_as(self.kind, {"architecture": architecture, "type_weights": weights})
 
     @classmethod
-    def from_state(
-        cls, state: EncoderState, device: str | torch.device | None = None, precision: str | None = None
-    ) -> Self:
+    def from_state(cls, state: EncoderState, device: Device = None, precision: str | None = None) -> Self:
         """The encoder of a stored state, in evaluation mode; it runs in float32 whatever ``precision`` says."""
         encoder = cls(
             AutoEncoderConfig(**state.config["architecture"]),
@@ -219,15 +140,10 @@ class AutoEncoder(nn.Module):
             ItemIndex(state.item_ids),
             tuple(state.config["type_weights"]),
         )
-        encoder.load_state_dict(state.tensors)
-        return encoder.to(choose_device(device)).eval()
+        return encoder.restored(state, device)
 
 
 def _activated(x: torch.Tensor, activation: Activation) -> torch.Tensor:
     if activation == "relu":
         return F.relu(x)
     return F.softsign(x) if activation == "softsign" else x
-
-
-def _as_json(config: AutoEncoderConfig) -> dict[str, Any]:
-    return {**asdict(config), "hidden": list(config.hidden)}

@@ -7,14 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from feast_embeddings.models.autoencoder.model import AutoEncoder
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch
-from feast_embeddings.models.encoder.tokens import latest
-
-Bools = npt.NDArray[np.bool_]
+from feast_embeddings.models.encoder import HistoryBatch, latest
+from feast_embeddings.models.types import Bools, Float32s, Float64s
 
 _CHUNK_CELLS = 1 << 22
 
@@ -107,7 +104,7 @@ def draw_reconstruction(
 def _cells(encoder: AutoEncoder, histories: HistoryBatch, original: Float32s) -> Iterator[Bools]:
     """Which cells are of each type, and of all: bool [B, C] each."""
     seen = latest(histories, encoder.context)
-    owner, rows = np.repeat(np.arange(len(seen)), seen.lengths), encoder.items.rows(seen.items)
+    owner, rows = seen.owner, encoder.items.rows(seen.items)
     for code in range(len(encoder.behavior_types)):
         cells = np.zeros(original.shape, dtype=np.bool_)
         if encoder.bagger.stacked:
@@ -119,7 +116,7 @@ def _cells(encoder: AutoEncoder, histories: HistoryBatch, original: Float32s) ->
     yield np.ones(original.shape, dtype=np.bool_)
 
 
-def _errors(sums: npt.NDArray[np.float64], histories: int) -> TypeErrors:
+def _errors(sums: Float64s, histories: int) -> TypeErrors:
     present, absent, filled, empty = sums.tolist()
     return TypeErrors(
         squared=(present + absent) / max(histories, 1),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,17 +13,16 @@ from torch import nn
 
 from feast_embeddings.models.autoencoder.config import AutoEncoderTraining
 from feast_embeddings.models.autoencoder.model import AutoEncoder
-from feast_embeddings.models.encoder.batch import HistoryBatch, Int64s
-from feast_embeddings.models.encoder.device import autocast, to_device, training_precision
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
+from feast_embeddings.models.encoder import HistoryBatch, ItemIndex, autocast, seeded, to_device, training_precision
 from feast_embeddings.models.errors import BehaviorSourceError
-from feast_embeddings.models.evaluation.ranking import Ragged, evaluate_ranking, inner_products
-from feast_embeddings.models.sequence.trainer import EpochReport
+from feast_embeddings.models.evaluation import Ragged, distinct_items, evaluate_ranking, inner_products
+from feast_embeddings.models.sequence import AveragedTraining
+from feast_embeddings.models.types import Int64s
 
 _VALIDATION = 1 << 32  # seeds of epochs stay below
 
 
-class AutoEncoderTrainer:
+class AutoEncoderTrainer(AveragedTraining[AutoEncoder]):
     """Weights, their running average and the optimizer, on one set of histories.
 
     Args:
@@ -32,7 +30,7 @@ class AutoEncoderTrainer:
         histories: One per entity.
         held_out: What validation is to find again, of the same entities; None: a random share of ``histories``.
         behavior_types: Names behind the codes.
-        type_weights: Weight of each.
+        type_weights: Weight of each; None: 1.
         device: To train on.
     """
 
@@ -44,7 +42,7 @@ class AutoEncoderTrainer:
         histories: HistoryBatch,
         held_out: HistoryBatch | None,
         behavior_types: tuple[str, ...],
-        type_weights: tuple[float, ...],
+        type_weights: Sequence[float] | None,
         device: torch.device,
     ) -> None:
         self.config, self.device = config, device
@@ -53,11 +51,11 @@ class AutoEncoderTrainer:
             histories, held_out = split_behaviors(histories, config.validation_share, config.seed)
         _check(histories, held_out)
         index = ItemIndex.of(histories.items, config.min_item_count)
-        with torch.random.fork_rng(devices=cuda_indexes(device)):
-            torch.manual_seed(config.seed)
-            self.model = self.model_class(config.encoder, behavior_types, index, type_weights).to(device)
+        with seeded(device, config.seed):
+            model = self.model_class(config.encoder, behavior_types, index, type_weights).to(device)
             width = config.encoder.dim - 1
             self.log_variance = nn.Linear(width, width).to(device) if config.variational else None
+        super().__init__(model, config.average_decay)
         self.targets = self.model.bagger.bags(histories)
         self.rows = np.flatnonzero(np.diff(self.targets.offsets) > 0)
         if not len(self.rows):
@@ -66,12 +64,9 @@ class AutoEncoderTrainer:
                 "lower min_item_count, or weigh other types."
             )
         self.validation = self._validation_part(histories, held_out)
-        self.average = deepcopy(self.model).eval().requires_grad_(requires_grad=False)
-        self.best = deepcopy(self.average)
         learned = [*self.model.parameters(), *(self.log_variance.parameters() if self.log_variance else ())]
         self.optimizer = torch.optim.AdamW(learned, config.learning_rate, weight_decay=config.weight_decay)
-        self.reports: list[EpochReport] = []
-        self.best_epoch = self.steps = self.epochs = 0
+        self.epochs = 0
 
     def epoch(self, deadline: float, advance: Callable[[float], None]) -> bool:
         """Trains one epoch, and validates where it is due; False if the deadline (`time.monotonic`) cut it short."""
@@ -81,8 +76,7 @@ class AutoEncoderTrainer:
         order = generator.permutation(self.rows)
         starts = range(0, len(order), self.config.batch_entities)
         losses = []
-        with torch.random.fork_rng(devices=cuda_indexes(self.device)):
-            torch.manual_seed(int(generator.integers(_VALIDATION)))
+        with seeded(self.device, int(generator.integers(_VALIDATION))):
             for start in starts:
                 losses.append(self.step(order[start : start + self.config.batch_entities]))
                 advance(len(losses) / len(starts))
@@ -91,7 +85,7 @@ class AutoEncoderTrainer:
         whole = len(losses) == len(starts)
         last = self.epochs >= self.config.max_epochs or time.monotonic() > deadline
         if self.epochs % self.config.validate_every == 0 or last:
-            self._report(float(torch.stack(losses).mean()), started)
+            self.report(self.epochs, float(torch.stack(losses).mean()), self._validate(), started)
         return whole
 
     def step(self, rows: Int64s) -> torch.Tensor:
@@ -104,7 +98,7 @@ class AutoEncoderTrainer:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self._average()
+        self.stepped()
         return loss.detach()
 
     def dense(self, rows: Int64s) -> torch.Tensor:
@@ -132,37 +126,15 @@ class AutoEncoderTrainer:
         total: torch.Tensor = fit + penalty
         return total
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        self.steps += 1
-        decay = min(self.config.average_decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-
-    def _report(self, loss: float, started: float) -> None:
-        scores = self._validate()
-        hr10, ndcg10 = scores or (None, None)
-        known = [report.ndcg10 for report in self.reports if report.ndcg10 is not None]
-        if ndcg10 is None or not known or ndcg10 > max(known):
-            self.best_epoch = self.epochs
-            self.best.load_state_dict(self.average.state_dict())
-        self.reports.append(EpochReport(self.epochs, loss, hr10, ndcg10, time.monotonic() - started))
-
     def _validation_part(self, histories: HistoryBatch, held_out: HistoryBatch) -> tuple[HistoryBatch, Ragged] | None:
         """Histories of the entities that validation ranks for, and the columns it is to find; None without any."""
-        bags = self._item_bags(held_out)
+        bags = distinct_items(held_out, self.model.items)
         able = np.flatnonzero((np.diff(bags.offsets) > 0) & (histories.lengths > 0))
         count = min(self.config.validation_entities, len(able))
         if count == 0:
             return None
         chosen = np.sort(np.random.default_rng([self.config.seed, _VALIDATION]).choice(able, count, replace=False))
-        lengths = np.diff(bags.offsets)[chosen]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        flat = np.repeat(bags.offsets[:-1][chosen] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return histories.take(chosen), Ragged(offsets, bags.rows[flat])
-
-    def _item_bags(self, histories: HistoryBatch) -> Ragged:
-        """Distinct known items per history, as rows 0 … V − 1."""
-        return distinct_items(histories, self.model.items)
+        return histories.take(chosen), bags.take(chosen)
 
     def _validate(self) -> tuple[float, float] | None:
         """HR@10 and NDCG@10 of the averaged weights on the held-out behaviors, all items ranked."""
@@ -170,7 +142,7 @@ class AutoEncoderTrainer:
             return None
         histories, targets = self.validation
         items = self.average.encode_items(self.average.item_ids())[0]
-        seen = self._item_bags(histories) if self.config.filter_seen else None
+        seen = distinct_items(histories, self.model.items) if self.config.filter_seen else None
         scorer = inner_products(self.average.encode(histories), items)
         scores = evaluate_ranking(scorer, len(items), targets, seen, ks=(10,))
         return scores.hr[10], scores.ndcg[10]
@@ -186,34 +158,12 @@ def reconstruction_loss(told: torch.Tensor, target: torch.Tensor, *, logits: boo
 def split_behaviors(histories: HistoryBatch, share: float, seed: int) -> tuple[HistoryBatch, HistoryBatch]:
     """A random split of each entity's behaviors by item: those kept, and about ``share`` held out."""
     rng = np.random.default_rng([seed, _VALIDATION + 1])
-    owner = np.repeat(np.arange(len(histories)), histories.lengths)
-    pairs = np.unique(histories.items, return_inverse=True)[1].reshape(-1) + owner * (len(histories.items) + 1)
+    pairs = np.unique(histories.items, return_inverse=True)[1].reshape(-1) + histories.owner * (
+        len(histories.items) + 1
+    )
     _, pair = np.unique(pairs, return_inverse=True)
     out = (rng.random(pair.max(initial=-1) + 1) < share)[pair.reshape(-1)]
-    return where(histories, ~out), where(histories, out)
-
-
-def where(histories: HistoryBatch, kept: np.ndarray) -> HistoryBatch:
-    """The same histories with only the behaviors that are ``kept``: bool [N]."""
-    owner = np.repeat(np.arange(len(histories)), histories.lengths)
-    lengths = np.bincount(owner[kept], minlength=len(histories))
-    return HistoryBatch(
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        items=histories.items[kept],
-        behavior_types=histories.behavior_types[kept],
-        times=histories.times[kept],
-        values=histories.values[kept],
-        as_of=histories.as_of,
-    )
-
-
-def distinct_items(histories: HistoryBatch, index: ItemIndex) -> Ragged:
-    """Distinct known items of each history, as rows 0 … V − 1."""
-    owner = np.repeat(np.arange(len(histories)), histories.lengths)
-    rows = index.rows(histories.items)
-    pairs = np.unique(owner[rows > 0] * max(len(index), 1) + rows[rows > 0] - 1)
-    owner, rows = np.divmod(pairs, max(len(index), 1))
-    return Ragged(np.searchsorted(owner, np.arange(len(histories) + 1)).astype(np.int64), rows)
+    return histories.where(~out), histories.where(out)
 
 
 def run_epochs(trainer: AutoEncoderTrainer, *, progress: bool) -> str:
@@ -227,9 +177,8 @@ def run_epochs(trainer: AutoEncoderTrainer, *, progress: bool) -> str:
             whole = trainer.epoch(float(deadline), lambda share, done=done: bar.update(task, completed=done + share))  # type: ignore[misc]
             report = trainer.reports[-1] if trainer.reports else None
             if report is not None and report.ndcg10 is not None:
-                bar.update(
-                    task, description=f"epoch {report.epoch}, loss {report.loss:.3f}, NDCG@10 {report.ndcg10:.4f}"
-                )
+                text = f"epoch {report.epoch}, loss {report.loss:.3f}, NDCG@10 {report.ndcg10:.4f}"
+                bar.update(task, description=text)
             if not whole or time.monotonic() > deadline:
                 return "max_minutes"
             if trainer.validation is not None and stalled(trainer):
@@ -249,8 +198,3 @@ def _check(histories: HistoryBatch, held_out: HistoryBatch) -> None:
         )
     if not len(histories.items):
         raise BehaviorSourceError("The histories hold no behavior to learn from: give at least one.")
-
-
-def cuda_indexes(device: torch.device) -> list[int]:
-    """The devices whose generators a fork is to keep."""
-    return [device.index or 0] if device.type == "cuda" else []

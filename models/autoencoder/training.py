@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from feast_embeddings.models.autoencoder.bags import type_weights_of
 from feast_embeddings.models.autoencoder.config import AutoEncoderTraining
 from feast_embeddings.models.autoencoder.model import AutoEncoder
 from feast_embeddings.models.autoencoder.trainer import AutoEncoderTrainer, run_epochs
-from feast_embeddings.models.encoder.batch import HistoryBatch
-from feast_embeddings.models.encoder.device import choose_device
-from feast_embeddings.models.sequence.trainer import EpochReport
+from feast_embeddings.models.encoder import Device, HistoryBatch, choose_device
+from feast_embeddings.models.sequence import EpochReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +37,7 @@ def train_autoencoder(
     type_weights: Sequence[float] | None = None,
     held_out: HistoryBatch | None = None,
     progress: bool = False,
-    device: str | torch.device | None = None,
+    device: Device = None,
 ) -> AutoEncoderResult:
     """Trains on histories, one per entity; the same input gives the same weights on one machine.
 
@@ -61,8 +57,7 @@ def train_autoencoder(
         BehaviorSourceError: There is nothing to learn from, or ``held_out`` is of other entities.
         DeclarationError: Types and weights do not match.
     """
-    weights = type_weights_of(behavior_types, type_weights)
     chosen = choose_device(device)
-    trainer = AutoEncoderTrainer(config, histories, held_out, tuple(behavior_types), weights, chosen)
+    trainer = AutoEncoderTrainer(config, histories, held_out, tuple(behavior_types), type_weights, chosen)
     stopped_by = run_epochs(trainer, progress=progress)
     return AutoEncoderResult(trainer.best, tuple(trainer.reports), trainer.best_epoch, stopped_by)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, cast
 
@@ -12,17 +13,30 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from feast_embeddings.models.content.item_features import ItemFeatures, Modality, fit_modalities
-from feast_embeddings.models.encoder.artifact import register_encoder
-from feast_embeddings.models.encoder.batch import Float32s, Ids
-from feast_embeddings.models.encoder.device import Precision, choose_device, choose_precision
-from feast_embeddings.models.encoder.preprocessing import ItemIndex, ValueNormalizer
-from feast_embeddings.models.encoder.protocol import Bools, EncoderState
-from feast_embeddings.models.sequence.model import SequenceConfig, SequenceEncoder
-from feast_embeddings.models.sequence.trainer import Builder
+from feast_embeddings.models.encoder import EncoderState, ItemIndex, Precision, ValueNormalizer, register_encoder
+from feast_embeddings.models.sequence import Builder, SequenceConfig, SequenceEncoder
+from feast_embeddings.models.types import Bools, Float32s, Ids
 
 Tensors = Mapping[str, torch.Tensor]
 
-_LEAST_ROWS: Final = 64  # see sequence.py: smaller products are shared among threads in another way
+_LEAST_ROWS: Final = 64  # see attention.py: smaller products are shared among threads in another way
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What items are mixed from.
+
+    Attributes:
+        trained: Items with behaviors: rows 1 … trained have a row of their own, later ones only their modalities.
+        modalities: Beside the behaviors.
+        features: Their tensors over all items (`Modality.tensors`), by ``name/part``, row 0 not among them.
+        dropout: Share of modalities left out in training.
+    """
+
+    trained: int
+    modalities: Sequence[Modality]
+    features: Tensors
+    dropout: float
 
 
 class FusedItems(nn.Module):
@@ -35,22 +49,17 @@ class FusedItems(nn.Module):
 
     Args:
         dim: D.
-        trained: Items with behaviors: rows 1 … trained have a row of their own, later ones only their modalities.
-        modalities: Beside the behaviors.
-        features: Their tensors over all items (`Modality.tensors`), by ``name/part``, row 0 not among them.
-        dropout: Share of modalities left out in training.
+        fusion: What they are mixed from.
     """
 
-    def __init__(
-        self, dim: int, trained: int, modalities: Sequence[Modality], features: Tensors, dropout: float
-    ) -> None:
+    def __init__(self, dim: int, fusion: Fusion) -> None:
         super().__init__()
-        self.modalities, self.dropout = tuple(modalities), dropout
-        self.rows = nn.Embedding(trained + 1, dim)  # row 0 is the unknown item
-        self.projections = nn.ModuleDict({each.name: _projection(each, dim) for each in modalities})
-        self.gates = nn.Parameter(torch.zeros(len(modalities) + 1, dim))  # (M, D); the first is of the behaviors
-        self.gate_biases = nn.Parameter(torch.zeros(len(modalities) + 1))
-        for name, tensor in features.items():
+        self.trained, self.modalities, self.dropout = fusion.trained, tuple(fusion.modalities), fusion.dropout
+        self.rows = nn.Embedding(fusion.trained + 1, dim)  # row 0 is the unknown item
+        self.projections = nn.ModuleDict({each.name: _projection(each, dim) for each in self.modalities})
+        self.gates = nn.Parameter(torch.zeros(len(self.modalities) + 1, dim))  # (M, D); the first is of the behaviors
+        self.gate_biases = nn.Parameter(torch.zeros(len(self.modalities) + 1))
+        for name, tensor in fusion.features.items():
             self.register_buffer(_buffer(name), tensor)
         self._kept: tuple[object, torch.Tensor] | None = None
         for tensor in (self.rows.weight, *self.projections.parameters()):
@@ -125,10 +134,7 @@ class FusionEncoder(SequenceEncoder):
         items: The known items: those with behaviors first.
         normalizer: Of behaviors' values, where the config asks for one.
         precision: Of ``encode``.
-        trained: How many of the items have behaviors.
-        modalities: Of the items.
-        features: Their tensors, see `FusedItems`.
-        modality_dropout: Share of modalities left out in training.
+        fusion: What the items are mixed from.
     """
 
     def __init__(
@@ -139,20 +145,15 @@ class FusionEncoder(SequenceEncoder):
         normalizer: ValueNormalizer | None = None,
         precision: Precision = "float32",
         *,
-        trained: int,
-        modalities: Sequence[Modality],
-        features: Tensors,
-        modality_dropout: float = 0.2,
+        fusion: Fusion,
     ) -> None:
         super().__init__(config, behavior_types, items, normalizer, precision)
-        self.trained, self.modalities, self.modality_dropout = trained, tuple(modalities), modality_dropout
-        fused = FusedItems(config.dim, trained, modalities, features, modality_dropout)
-        self.item_table = cast(nn.Embedding, fused)  # what the base class asks of it, it has
+        self.item_table = cast(nn.Embedding, FusedItems(config.dim, fusion))  # what the base class asks of it, it has
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.norm.weight.device
+    def fused(self) -> FusedItems:
+        """The item table as what it is."""
+        return cast(FusedItems, self.item_table)
 
     def encode_features(self, features: ItemFeatures) -> tuple[Float32s, Bools]:
         """Vectors of items by their modalities alone, float32 [n, dim], and which have any, bool [n].
@@ -160,11 +161,9 @@ class FusionEncoder(SequenceEncoder):
         For items that came after the training; the others are zero. Equal to the table's rows of items without
         behaviors up to rounding.
         """
-        fused, parts, there = cast(FusedItems, self.item_table), [], []
-        was_training = self.training
-        self.eval()
-        with torch.inference_mode():
-            for modality in self.modalities:
+        fused, parts, there = self.fused, [], []
+        with self.evaluating():
+            for modality in fused.modalities:
                 tensors = {k: v.to(self.device) for k, v in modality.tensors(features).items()}
                 projected, present = fused.project(modality, tensors)
                 parts.append(projected)
@@ -173,48 +172,26 @@ class FusionEncoder(SequenceEncoder):
             missing = torch.zeros(len(features.items), dtype=torch.bool, device=self.device)
             present = torch.stack([missing, *there], dim=1)
             vectors = fused.mix(torch.stack([behaviors, *parts], dim=1), present)
-        self.train(was_training)
         return vectors.cpu().numpy(), present.any(dim=1).cpu().numpy()
 
     def state(self) -> EncoderState:
         """What an artifact stores: weights, and the modalities of the known items."""
         state = super().state()
         fusion = {
-            "trained": self.trained,
-            "modality_dropout": self.modality_dropout,
-            "modalities": [each.to_json() for each in self.modalities],
+            "trained": self.fused.trained,
+            "modality_dropout": self.fused.dropout,
+            "modalities": [each.to_json() for each in self.fused.modalities],
         }
-        return EncoderState(
-            kind="fusion",
-            config={**state.config, "fusion": fusion},
-            behavior_types=state.behavior_types,
-            dim=state.dim,
-            context=state.context,
-            tensors=state.tensors,
-            item_ids=state.item_ids,
-        )
+        return replace(state, kind="fusion", config={**state.config, "fusion": fusion})
 
     @classmethod
-    def from_state(
-        cls, state: EncoderState, device: str | torch.device | None = None, precision: str | None = None
-    ) -> FusionEncoder:
-        """The encoder of a stored state, in evaluation mode."""
-        stored, normalizer = state.config["fusion"], state.config["normalizer"]
+    def options_of(cls, state: EncoderState) -> dict[str, Any]:
+        """What the items are mixed from, as it was stored."""
+        stored = state.config["fusion"]
         modalities = [Modality.from_json(each) for each in stored["modalities"]]
         names = [f"{each.name}/{part}" for each in modalities for part in _parts(each)]
-        encoder = cls(
-            SequenceConfig(**state.config["architecture"]),
-            state.behavior_types,
-            ItemIndex(state.item_ids),
-            ValueNormalizer(**normalizer) if normalizer else None,
-            choose_precision(precision),
-            trained=stored["trained"],
-            modalities=modalities,
-            features={name: state.tensors[f"item_table.{_buffer(name)}"] for name in names},
-            modality_dropout=stored["modality_dropout"],
-        )
-        encoder.load_state_dict(state.tensors)
-        return encoder.to(choose_device(device)).eval()
+        features = {name: state.tensors[f"item_table.{_buffer(name)}"] for name in names}
+        return {"fusion": Fusion(stored["trained"], modalities, features, stored["modality_dropout"])}
 
 
 def fusing(features: ItemFeatures, modality_dropout: float = 0.2, *, behaviors: bool = True) -> Builder:
@@ -248,10 +225,7 @@ def _build(
         behavior_types,
         ItemIndex(ids),
         normalizer,
-        trained=len(items) if behaviors else 0,
-        modalities=modalities,
-        features=tensors,
-        modality_dropout=modality_dropout,
+        fusion=Fusion(len(items) if behaviors else 0, modalities, tensors, modality_dropout),
     )
 
 

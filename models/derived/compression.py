@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final, Literal, get_args
 
 import numpy as np
 import torch
 
-from feast_embeddings.models.encoder.artifact import ENCODER_KINDS, StorableEncoder, register_encoder
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids
-from feast_embeddings.models.encoder.protocol import Bools, EncoderState
-from feast_embeddings.models.encoder.wrapping import WrappingEncoder, inner_of, nested, unnested
+from feast_embeddings.models.encoder import (
+    Device,
+    EncoderState,
+    HistoryBatch,
+    StorableEncoder,
+    WrappingEncoder,
+    inner_of,
+    nested,
+    register_encoder,
+)
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.types import Bools, Float32s, Ids
 
 Weights = Literal["bf16", "int8"]
 
@@ -37,32 +45,12 @@ class CompressedEncoder(WrappingEncoder):
 
     def state(self) -> EncoderState:
         """What an artifact stores: the inner encoder's state with its tensors in fewer bits."""
-        inner = self.inner.state()
-        facts, _ = nested(inner)
-        return EncoderState(
-            kind="compressed",
-            config={"inner": facts, "weights": self.weights},
-            behavior_types=inner.behavior_types,
-            dim=inner.dim,
-            context=inner.context,
-            tensors=self._stored,
-            item_ids=inner.item_ids,
-        )
+        return self.state_as("compressed", {"weights": self.weights}, tensors=self._stored)
 
     @classmethod
-    def from_state(
-        cls, state: EncoderState, device: str | torch.device | None = None, precision: str | None = None
-    ) -> CompressedEncoder:
+    def from_state(cls, state: EncoderState, device: Device = None, precision: str | None = None) -> CompressedEncoder:
         """The encoder of a stored state, in evaluation mode."""
-        whole = EncoderState(
-            kind=state.kind,
-            config=state.config,
-            behavior_types=state.behavior_types,
-            dim=state.dim,
-            context=state.context,
-            tensors=_unpacked(state.tensors),
-            item_ids=state.item_ids,
-        )
+        whole = replace(state, tensors=_unpacked(state.tensors))
         return cls(inner_of(whole, device, precision), state.config["weights"], state.tensors).eval()
 
 
@@ -81,19 +69,9 @@ def compressed(encoder: StorableEncoder, weights: Weights) -> CompressedEncoder:
     packed: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         packed |= _packed(name, tensor.detach().cpu(), weights)
-    outer = EncoderState(
-        kind="compressed",
-        config={"inner": facts, "weights": weights},
-        behavior_types=state.behavior_types,
-        dim=state.dim,
-        context=state.context,
-        tensors=_unpacked(packed),
-        item_ids=state.item_ids,
-    )
-    rounded = unnested(outer)
+    stored = replace(state, kind="compressed", config={"inner": facts, "weights": weights}, tensors=packed)
     precision = "bf16" if encoder.numeric_path.endswith("bfloat16") else None
-    inner = ENCODER_KINDS[rounded.kind].from_state(rounded, encoder.numeric_path.partition("/")[0], precision)
-    return CompressedEncoder(inner, weights, packed).eval()
+    return CompressedEncoder.from_state(stored, encoder.numeric_path.partition("/")[0], precision)
 
 
 @register_encoder("prefix")
@@ -133,22 +111,10 @@ class PrefixEncoder(WrappingEncoder):
 
     def state(self) -> EncoderState:
         """What an artifact stores: all of the inner encoder, and the size."""
-        inner = self.inner.state()
-        facts, tensors = nested(inner)
-        return EncoderState(
-            kind="prefix",
-            config={"inner": facts, "size": self.size},
-            behavior_types=inner.behavior_types,
-            dim=self.size,
-            context=inner.context,
-            tensors=tensors,
-            item_ids=inner.item_ids,
-        )
+        return self.state_as("prefix", {"size": self.size}, dim=self.size)
 
     @classmethod
-    def from_state(
-        cls, state: EncoderState, device: str | torch.device | None = None, precision: str | None = None
-    ) -> PrefixEncoder:
+    def from_state(cls, state: EncoderState, device: Device = None, precision: str | None = None) -> PrefixEncoder:
         """The encoder of a stored state, in evaluation mode."""
         return cls(inner_of(state, device, precision), state.config["size"]).eval()
 

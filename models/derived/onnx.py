@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -12,21 +14,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from feast_embeddings.models.encoder.artifact import write_atomically
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids
-from feast_embeddings.models.encoder.protocol import Bools
-from feast_embeddings.models.encoder.tokens import Tokens, latest
+from feast_embeddings.models.encoder import HistoryBatch, Tokens, WrappingEncoder, latest, write_atomically
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.models.explanation.attribution import blocks_of
-from feast_embeddings.models.sequence.attention import mixed
-from feast_embeddings.models.sequence.model import SequenceEncoder
+from feast_embeddings.models.sequence import SequenceEncoder, mixed
+from feast_embeddings.models.types import Float32s
 
 OnnxWeights = Literal["float32", "int8"]
 
 _OPSET: Final = 18
 
 
-class OnnxEncoder:
+class OnnxEncoder(WrappingEncoder):
     """An `Encoder` of the same space, on the numeric path ``cpu/onnxruntime``, one history at a time.
 
     Of float32 its vectors agree with the encoder's within 1e-4 of their length; of int8 to about two digits, on any
@@ -49,6 +47,7 @@ class OnnxEncoder:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = threads
         options.log_severity_level = 3
+        super().__init__(encoder)
         self.encoder, self.weights = encoder, weights
         self._session = runtime.InferenceSession(
             quantized(model) if weights == "int8" else model, options, providers=["CPUExecutionProvider"]
@@ -57,11 +56,7 @@ class OnnxEncoder:
 
     @classmethod
     def of(
-        cls,
-        encoder: SequenceEncoder,
-        folder: Path | None = None,
-        weights: OnnxWeights = "float32",
-        threads: int = 1,
+        cls, encoder: SequenceEncoder, folder: Path | None = None, weights: OnnxWeights = "float32", threads: int = 1
     ) -> OnnxEncoder:
         """The encoder in ONNX Runtime; exported once into ``folder``, which takes seconds, under its space's name."""
         path = None if folder is None else folder / f"{encoder.space}.onnx"
@@ -72,21 +67,6 @@ class OnnxEncoder:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, model)
         return cls(encoder, model, weights, threads)
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self.encoder.dim
-
-    @property
-    def context(self) -> int:
-        """Behaviors a vector depends on, at most."""
-        return self.encoder.context
-
-    @property
-    def behavior_types(self) -> tuple[str, ...]:
-        """Names behind the behavior-type codes."""
-        return self.encoder.behavior_types
 
     @property
     def space(self) -> str:
@@ -102,7 +82,7 @@ class OnnxEncoder:
         """Vectors of histories, float32 [B, dim]: from the last ``context`` behaviors, zeros where there are none."""
         batch, encoder = latest(batch, self.context), self.encoder
         tokens = Tokens.of(batch, encoder.items, encoder.normalizer, len(encoder.behavior_types))
-        parts = [part.numpy() for part in (tokens.items, tokens.types, tokens.gaps, tokens.values)]
+        parts = [part.numpy() for part in tokens.parts]
         vectors = np.zeros((len(batch), self.dim), np.float32)
         for row in np.flatnonzero(batch.lengths > 0).tolist():
             part = slice(batch.offsets[row], batch.offsets[row + 1])
@@ -110,15 +90,8 @@ class OnnxEncoder:
             vectors[row] = self._session.run(None, {name: given[name] for name in self._names})[0][0]
         return vectors
 
-    def encode_items(self, items: Ids) -> tuple[Float32s, Bools]:
-        """The encoder's: rows of its item table."""
-        return self.encoder.encode_items(items)
 
-    def item_ids(self) -> Ids:
-        """Raw ids of the known items."""
-        return self.encoder.item_ids()
-
-
+@torch.no_grad()
 def export_onnx(encoder: SequenceEncoder) -> bytes:
     """The encode of one history as an ONNX model: tokens (1, L) of any length L to a vector (1, dim).
 
@@ -134,19 +107,14 @@ def export_onnx(encoder: SequenceEncoder) -> bytes:
     codes = torch.zeros(1, 3, dtype=torch.int64)
     example = (codes, codes.clone(), codes.clone(), torch.zeros(1, 3, 2))
     shapes = tuple({1: length} for _ in example)
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            warnings.simplefilter("ignore")  # of the exporter's own making
-            program: Any = torch.onnx.export(
-                module, example, dynamo=True, dynamic_shapes=shapes, input_names=list(_INPUTS), opset_version=_OPSET,
-                verbose=False,
-            )  # fmt: skip
-            program.save(Path(folder) / "encoder.onnx", external_data=False)
-            return (Path(folder) / "encoder.onnx").read_bytes()
-    finally:
-        logging.getLogger("torch.onnx").setLevel(level)
+    names = list(_INPUTS)
+    with _errors_only("torch.onnx"), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")  # of the exporter's own making
+        program: Any = torch.onnx.export(
+            module, example, dynamo=True, dynamic_shapes=shapes, input_names=names, opset_version=_OPSET, verbose=False
+        )
+        program.save(Path(folder) / "encoder.onnx", external_data=False)
+        return (Path(folder) / "encoder.onnx").read_bytes()
 
 
 def quantized(model: bytes) -> bytes:
@@ -160,15 +128,11 @@ def quantized(model: bytes) -> bytes:
 
     graph = onnx.load_from_string(model)
     del graph.graph.value_info[:]  # shapes from before weights were transposed, which shape inference disputes
-    with tempfile.TemporaryDirectory() as folder:
+    # it advises on preprocessing, on the root logger
+    with _errors_only(None), tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder) / "given.onnx", Path(folder) / "made.onnx"
         given.write_bytes(graph.SerializeToString())
-        level = logging.getLogger().level
-        logging.getLogger().setLevel(logging.ERROR)  # it advises on preprocessing, on the root logger
-        try:
-            quantize_dynamic(given, made, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
-        finally:
-            logging.getLogger().setLevel(level)
+        quantize_dynamic(given, made, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
         return made.read_bytes()
 
 
@@ -186,7 +150,7 @@ class _OneHistory(nn.Module):
         self, items: torch.Tensor, types: torch.Tensor, gaps: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
         x = self.encoder.embedded(Tokens(items, types, gaps, values))  # (1, L, D)
-        *before, final = blocks_of(self.encoder)
+        *before, final = self.encoder.layers
         at = torch.arange(x.shape[1])
         distance = at[:, None] - at  # written out: the exporter knows no other way for a length that varies
         for block in before:
@@ -195,6 +159,17 @@ class _OneHistory(nn.Module):
         attended = mixed(q[:, :, -1:], k, v, final.bias_of(distance[-1:]))
         out: torch.Tensor = self.encoder.norm(final.joined(x[:, -1], attended[:, 0]))
         return out
+
+
+@contextmanager
+def _errors_only(name: str | None) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _runtime() -> Any:

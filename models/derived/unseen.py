@@ -7,9 +7,9 @@ from typing import Final, cast
 
 import numpy as np
 
-from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
-from feast_embeddings.models.encoder.protocol import Encoder
+from feast_embeddings.models.encoder import Encoder
 from feast_embeddings.models.errors import SpaceError
+from feast_embeddings.models.types import Float32s, Ids, Int64s
 
 _UNIT = 2.0**-30
 """Of the sums. Sums of integers do not depend on their order; they hold 8e9 vectors with components near 1."""
@@ -82,8 +82,7 @@ class UnseenItems:
 
     def means(self) -> Float32s:
         """Plain means of the users' vectors, float32 [m, dim]."""
-        means: Float32s = self._means().astype(np.float32)
-        return means
+        return self._means().astype(np.float32)
 
     def vectors(self, length: float) -> Float32s:
         """Vectors to be served beside those of trained items, float32 [m, dim].
@@ -104,8 +103,7 @@ class UnseenItems:
         return vectors
 
     def _means(self) -> np.ndarray:
-        means: np.ndarray = self.sums * _UNIT / self.support[:, None]
-        return means
+        return self.sums * _UNIT / self.support[:, None]
 
 
 def trained_length(encoder: Encoder) -> float:

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 
-from feast_embeddings.models.encoder.batch import Ids
+from feast_embeddings.models.encoder.device import Device
 from feast_embeddings.models.encoder.protocol import Encoder, EncoderState, space_of
 from feast_embeddings.models.errors import ArtifactError
+from feast_embeddings.models.types import Ids
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -37,9 +38,7 @@ class StorableEncoder(Encoder, Protocol):
         """Everything that makes the encoder what it is."""
 
     @classmethod
-    def from_state(
-        cls, state: EncoderState, device: str | torch.device | None = None, precision: str | None = None
-    ) -> Self:
+    def from_state(cls, state: EncoderState, device: Device = None, precision: str | None = None) -> Self:
         """The encoder of a state; the inverse of ``state``, bit for bit."""
 
 
@@ -166,7 +165,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
 
 
 def load_encoder(
-    directory: str | os.PathLike[str], device: str | torch.device | None = None, precision: str | None = None
+    directory: str | os.PathLike[str], device: Device = None, precision: str | None = None
 ) -> StorableEncoder:
     """The encoder saved in ``directory``, every file and the space checked against the manifest.
 

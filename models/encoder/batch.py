@@ -5,13 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Int64s = npt.NDArray[np.int64]
-Int32s = npt.NDArray[np.int32]
-Float32s = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64] | npt.NDArray[np.object_]
-"""Raw entity or item ids: int64, or Python strings in an object array."""
+from feast_embeddings.models.types import Bools, Float32s, Ids, Int32s, Int64s
+
+
+def segments(starts: Int64s, lengths: Int64s) -> tuple[Int64s, Int64s]:
+    """Row numbers of segments laid end to end.
+
+    Args:
+        starts: int64 [B], first row of each segment.
+        lengths: int64 [B].
+
+    Returns:
+        The rows, int64 [sum of lengths], and the offsets of the segments in them, int64 [B + 1].
+    """
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int64), offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,13 @@ class HistoryBatch:
     values: Float32s
     as_of: Int64s
 
+    @classmethod
+    def empty(cls, items: Ids, as_of: Int64s) -> HistoryBatch:
+        """B histories without behaviors, as of ``as_of`` (int64 [B]), with the id type of ``items``."""
+        nothing = np.empty(0, np.int64)
+        none = nothing.astype(np.float32)
+        return cls(np.zeros(len(as_of) + 1, np.int64), items[:0], nothing.astype(np.int32), nothing, none, as_of)
+
     def __len__(self) -> int:
         """Number of histories, B."""
         return len(self.as_of)
@@ -43,16 +59,39 @@ class HistoryBatch:
         """Behaviors per history: int64 [B]."""
         return np.diff(self.offsets)
 
+    @property
+    def owner(self) -> Int64s:
+        """The history of each behavior: int64 [N]."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
     def take(self, rows: Int64s) -> HistoryBatch:
         """The histories at ``rows`` (int64 [R]), in that order."""
-        lengths = self.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        flat = np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return self.gathered(*segments(self.offsets[:-1][rows], self.lengths[rows]), self.as_of[rows])
+
+    def where(self, mask: Bools) -> HistoryBatch:
+        """The same histories, of their behaviors those where ``mask`` (bool [N]) is true."""
+        before = np.concatenate([[0], np.cumsum(mask)]).astype(np.int64)
+        return self.gathered(mask, before[self.offsets], self.as_of)
+
+    def followed_by(self, later: HistoryBatch) -> HistoryBatch:
+        """Each history's behaviors, then those of ``later`` [B], as of its times."""
+        order = np.argsort(np.concatenate([self.owner, later.owner]), kind="stable")
+        return HistoryBatch(
+            offsets=self.offsets + later.offsets,
+            items=np.concatenate([self.items, later.items])[order],
+            behavior_types=np.concatenate([self.behavior_types, later.behavior_types])[order],
+            times=np.concatenate([self.times, later.times])[order],
+            values=np.concatenate([self.values, later.values])[order],
+            as_of=later.as_of,
+        )
+
+    def gathered(self, rows: Int64s | Bools, offsets: Int64s, as_of: Int64s) -> HistoryBatch:
+        """Histories, parted by ``offsets`` and as of ``as_of``, of the behaviors at ``rows`` (int64 or a mask)."""
         return HistoryBatch(
             offsets=offsets,
-            items=self.items[flat],
-            behavior_types=self.behavior_types[flat],
-            times=self.times[flat],
-            values=self.values[flat],
-            as_of=self.as_of[rows],
+            items=self.items[rows],
+            behavior_types=self.behavior_types[rows],
+            times=self.times[rows],
+            values=self.values[rows],
+            as_of=as_of,
         )

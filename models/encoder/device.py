@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 
 from feast_embeddings.models.errors import DeclarationError
+
+Device = str | torch.device | None
+"""A device by name, such as cuda, cuda:1, mps or cpu; None: one is chosen, see `choose_device`."""
 
 DEVICE_VARIABLE = "FEAST_EMBEDDINGS_DEVICE"
 """Environment variable that names the device where no argument does: cuda, cuda:1, mps or cpu."""
@@ -17,7 +22,7 @@ Precision = Literal["float32", "bf16"]
 _DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
-def choose_device(name: str | torch.device | None = None) -> torch.device:
+def choose_device(name: Device = None) -> torch.device:
     """The device to run on: the argument, else `DEVICE_VARIABLE`, else the first of cuda, mps and cpu.
 
     Raises:
@@ -47,11 +52,9 @@ def choose_precision(precision: str | None) -> Precision:
     Raises:
         DeclarationError: Neither float32 nor bf16.
     """
-    if precision is None or precision == "float32":
-        return "float32"
-    if precision == "bf16":
-        return "bf16"
-    raise DeclarationError(f"Precision {precision!r} is unknown: choose 'float32' or 'bf16'.")
+    if precision not in (None, "float32", "bf16"):
+        raise DeclarationError(f"Precision {precision!r} is unknown: choose 'float32' or 'bf16'.")
+    return "bf16" if precision == "bf16" else "float32"
 
 
 def training_precision(device: torch.device) -> Precision:
@@ -77,6 +80,14 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def numeric_path(device: torch.device, precision: Precision) -> str:
     """How vectors are computed, for example ``cpu/float32`` or ``cuda/bfloat16``."""
     return f"{device.type}/{str(_DTYPES[precision]).removeprefix('torch.')}"
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Meanwhile torch draws by ``seed``, on the CPU and on ``device``; afterwards it goes on as if nothing had been."""
+    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -9,8 +9,8 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import pandas as pd
 
-from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
 from feast_embeddings.models.errors import BehaviorSourceError, DeclarationError
+from feast_embeddings.models.types import Bools, Float32s, Float64s, Ids, Int64s
 
 UNKNOWN_ROW = 0
 """Row of every item that is not in the index; known items start at row 1."""
@@ -70,6 +70,17 @@ class ItemIndex:
         found: Int64s = self._lookup.get_indexer(pd.Index(items)).astype(np.int64)
         return found + 1
 
+    def vectors(self, items: Ids, table: Float32s) -> tuple[Float32s, Bools]:
+        """Of a ``table`` [V, dim] of the known items the rows of raw ids [n], float32 [n, dim], and which are known.
+
+        The others are zero.
+        """
+        rows = self.rows(items)
+        known = rows > 0
+        vectors = np.zeros((len(rows), table.shape[1]), np.float32)
+        vectors[known] = table[rows[known] - 1]
+        return vectors, known
+
     @cached_property
     def _lookup(self) -> pd.Index[Any]:
         return lookup_of(self.ids)
@@ -113,7 +124,7 @@ class ValueNormalizer:
         return asdict(self)
 
 
-def _shaped(kind: ValueKind, values: Float32s) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _shaped(kind: ValueKind, values: Float32s) -> Float64s:
     wide = values.astype(np.float64)
     return np.sign(wide) * np.log1p(np.abs(wide)) if kind == "log1p-zscore" else wide
 

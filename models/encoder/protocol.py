@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids
-
-Bools = npt.NDArray[np.bool_]
+from feast_embeddings.models.encoder.batch import HistoryBatch
+from feast_embeddings.models.types import Bools, Float32s, Ids
 
 SPACE_LENGTH = 16
 """Hex digits of a space: 64 bits, far beyond any number of encoders a team will train."""

@@ -8,9 +8,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Int64s
+from feast_embeddings.models.encoder.batch import HistoryBatch
 from feast_embeddings.models.encoder.device import to_device
 from feast_embeddings.models.encoder.tokens import Tokens
+from feast_embeddings.models.types import Float32s, Int64s
 
 Compute = Callable[[Tokens, torch.Tensor], torch.Tensor]
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from feast_embeddings.models.encoder.batch import HistoryBatch, Int64s
+from feast_embeddings.models.encoder.batch import HistoryBatch, segments
 from feast_embeddings.models.encoder.device import to_device
 from feast_embeddings.models.encoder.preprocessing import ItemIndex, ValueNormalizer, gap_buckets
+from feast_embeddings.models.types import Int64s
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,11 @@ class Tokens:
             values=torch.from_numpy(values),
         )
 
+    @property
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Items, types, gaps and values."""
+        return self.items, self.types, self.gaps, self.values
+
     def padded(self, starts: torch.Tensor, lengths: torch.Tensor, width: int) -> Tokens:
         """Tokens ``starts[r] … starts[r] + lengths[r] - 1`` of R histories, padded on the right to ``width``.
 
@@ -71,12 +77,7 @@ class Tokens:
 
     def to(self, device: torch.device) -> Tokens:
         """The same tokens on ``device``."""
-        return Tokens(
-            to_device(self.items, device),
-            to_device(self.types, device),
-            to_device(self.gaps, device),
-            to_device(self.values, device),
-        )
+        return Tokens(*(to_device(part, device) for part in self.parts))
 
 
 def latest(batch: HistoryBatch, context: int) -> HistoryBatch:
@@ -84,13 +85,4 @@ def latest(batch: HistoryBatch, context: int) -> HistoryBatch:
     lengths = np.minimum(batch.lengths, context)
     if np.array_equal(lengths, batch.lengths):
         return batch
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    kept: Int64s = np.repeat(batch.offsets[1:] - offsets[1:], lengths) + np.arange(offsets[-1])
-    return HistoryBatch(
-        offsets=offsets,
-        items=batch.items[kept],
-        behavior_types=batch.behavior_types[kept],
-        times=batch.times[kept],
-        values=batch.values[kept],
-        as_of=batch.as_of,
-    )
+    return batch.gathered(*segments(batch.offsets[1:] - lengths, lengths), batch.as_of)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from feast_embeddings.models.encoder.artifact import ENCODER_KINDS, StorableEncoder
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids
-from feast_embeddings.models.encoder.protocol import Bools, EncoderState, space_of
+from feast_embeddings.models.encoder.batch import HistoryBatch
+from feast_embeddings.models.encoder.device import Device
+from feast_embeddings.models.encoder.protocol import EncoderState, space_of
 from feast_embeddings.models.errors import ArtifactError
+from feast_embeddings.models.types import Bools, Float32s, Ids
 
 _PREFIX = "inner."
 
@@ -72,6 +75,13 @@ class WrappingEncoder(nn.Module):
         """What an artifact stores; a subclass must say."""
         raise NotImplementedError
 
+    def state_as(self, kind: str, config: dict[str, Any], **changes: Any) -> EncoderState:
+        """What an artifact of a ``kind`` stores: all of the inner encoder and this one's tensors, and a ``config``."""
+        inner = self.inner.state()
+        facts, tensors = nested(inner)
+        tensors |= dict(self.named_buffers(recurse=False))
+        return replace(inner, kind=kind, config={"inner": facts, **config}, **{"tensors": tensors, **changes})
+
 
 def nested(state: EncoderState) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """An inner encoder's state as a part of an outer one's: JSON for its config, and tensors by prefixed name."""
@@ -85,33 +95,20 @@ def nested(state: EncoderState) -> tuple[dict[str, Any], dict[str, torch.Tensor]
     return facts, {_PREFIX + name: tensor for name, tensor in state.tensors.items()}
 
 
-def unnested(outer: EncoderState) -> EncoderState:
-    """The inner state in an outer one, whose first item ids are those of the inner one.
+def inner_of(outer: EncoderState, device: Device = None, precision: str | None = None) -> StorableEncoder:
+    """The inner encoder that a stored state holds; its item ids are the first of the outer one's.
 
     Raises:
         ArtifactError: The inner encoder's class is not registered.
     """
     facts: dict[str, Any] = outer.config["inner"]
-    if facts["kind"] not in ENCODER_KINDS:
+    kind, items = facts["kind"], facts["items"]
+    if kind not in ENCODER_KINDS:
         raise ArtifactError(
-            f"The {outer.kind} encoder holds one of kind {facts['kind']!r}, known are "
+            f"The {outer.kind} encoder holds one of kind {kind!r}, known are "
             f"{', '.join(sorted(ENCODER_KINDS))}: import the module that registers it with register_encoder first."
         )
     tensors = {name.removeprefix(_PREFIX): t for name, t in outer.tensors.items() if name.startswith(_PREFIX)}
-    return EncoderState(
-        kind=facts["kind"],
-        config=facts["config"],
-        behavior_types=outer.behavior_types,
-        dim=facts["dim"],
-        context=facts["context"],
-        tensors=tensors,
-        item_ids=outer.item_ids[: facts["items"]],
-    )
-
-
-def inner_of(
-    outer: EncoderState, device: str | torch.device | None = None, precision: str | None = None
-) -> StorableEncoder:
-    """The inner encoder that a stored state holds."""
-    state = unnested(outer)
-    return ENCODER_KINDS[state.kind].from_state(state, device, precision)
+    parts = {name: facts[name] for name in ("kind", "config", "dim", "context")}
+    state = replace(outer, **parts, tensors=tensors, item_ids=outer.item_ids[:items])
+    return ENCODER_KINDS[kind].from_state(state, device, precision)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Int64s
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
+from feast_embeddings.models.encoder import HistoryBatch, ItemIndex, segments
 from feast_embeddings.models.evaluation.ranking import Scorer
+from feast_embeddings.models.types import Float32s, Int64s
 
 _DENSE_ITEMS = 8192
 """Up to this catalogue a Markov table is a dense matrix (256 MiB), beyond it a sparse one."""
@@ -90,24 +90,20 @@ def _weighted_rows(table: torch.Tensor, owner: Int64s, rows: Int64s, weight: Flo
     indices, values = table.indices().numpy(), table.values().numpy()
     starts = np.searchsorted(indices[0], rows)
     lengths = np.searchsorted(indices[0], rows, side="right") - starts
-    stops = np.cumsum(lengths)
-    at = np.repeat(starts - stops + lengths, lengths) + np.arange(stops[-1] if len(stops) else 0)
+    at, _ = segments(starts, lengths)
     flat = np.repeat(owner, lengths) * table.shape[1] + indices[1][at]
     scores = np.bincount(flat, np.repeat(weight, lengths) * values[at], users * table.shape[1])
     return scores.astype(np.float32).reshape(users, table.shape[1])
 
 
 def _transitions(rows: Int64s, histories: HistoryBatch, size: int, distance: int) -> torch.Tensor:
-    owner = np.repeat(np.arange(len(histories)), histories.lengths)
+    owner = histories.owner
     pairs, weights = [], []
     for gap in range(1, distance + 1):
         together = owner[:-gap] == owner[gap:]
         pairs.append(np.stack([rows[:-gap][together], rows[gap:][together]]))
         weights.append(np.full(pairs[-1].shape[1], 1 / gap, np.float32))
-    indices, values = (
-        torch.from_numpy(np.concatenate(pairs, axis=1)),
-        torch.from_numpy(np.concatenate(weights)),
-    )
+    indices, values = (torch.from_numpy(np.concatenate(pairs, axis=1)), torch.from_numpy(np.concatenate(weights)))
     counted = torch.sparse_coo_tensor(indices, values, (size, size), check_invariants=False).coalesce()
     return counted.to_dense() if size <= _DENSE_ITEMS else counted
 

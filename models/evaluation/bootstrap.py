@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from feast_embeddings.models.encoder.batch import Int64s
-
-Float64s = npt.NDArray[np.float64]
+from feast_embeddings.models.types import Float64s, Int64s
 
 _CHUNK_DRAWS = 1 << 22
 

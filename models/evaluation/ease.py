@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Int64s
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
+from feast_embeddings.models.encoder import HistoryBatch, ItemIndex
 from feast_embeddings.models.evaluation.ranking import Ragged, Scorer
+from feast_embeddings.models.types import Float32s, Int64s
 
 MAX_ITEMS = 8192
 """Beyond these, the most frequent ones stand in the model: its inverse takes V³ operations and V² numbers."""

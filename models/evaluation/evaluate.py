@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from feast_embeddings.models.encoder.batch import Float32s
-from feast_embeddings.models.encoder.protocol import Encoder
+from feast_embeddings.models.encoder import Encoder
 from feast_embeddings.models.errors import EvaluationError
 from feast_embeddings.models.evaluation.baselines import markov_table, popularity, recent_popularity, repeat_purchase
 from feast_embeddings.models.evaluation.bootstrap import Estimate, bootstrap
 from feast_embeddings.models.evaluation.ease import ease
 from feast_embeddings.models.evaluation.matrix_factorization import matrix_factorization
-from feast_embeddings.models.evaluation.ranking import Float64s, Scorer, measures, rank
+from feast_embeddings.models.evaluation.ranking import Scorer, inner_products, measures, rank
 from feast_embeddings.models.evaluation.splits import RankingTask
+from feast_embeddings.models.types import Float32s, Float64s
 
 Baseline = Callable[[RankingTask], Scorer]
 
@@ -137,9 +137,7 @@ def scorer_of(method: Encoder | Scorer, task: RankingTask) -> Scorer:
 
     def score(part: slice) -> Float32s:
         users = method.encode(task.histories.take(np.arange(part.start, part.stop)))
-        scores: Float32s = users @ items.T
-        scores[:, ~known] = -np.inf
-        return scores
+        return inner_products(users, items, known)(slice(None))
 
     return score
 

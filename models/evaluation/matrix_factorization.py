@@ -9,10 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from feast_embeddings.models.encoder.batch import HistoryBatch
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
+from feast_embeddings.models.encoder import HistoryBatch, ItemIndex
 from feast_embeddings.models.evaluation.ranking import Ragged, Scorer
-from feast_embeddings.models.evaluation.splits import items_of
+from feast_embeddings.models.evaluation.splits import distinct_items
 
 _CHUNK_TOKENS = 1 << 17
 _CHUNK_ROWS = 1 << 12
@@ -26,7 +25,6 @@ def matrix_factorization(
     unobserved: float = 0.1,
     regularization: float = 0.003,
     sweeps: int = 8,
-    seed: int = 0,
     *,
     asked: HistoryBatch | None = None,
 ) -> Scorer:
@@ -43,17 +41,16 @@ def matrix_factorization(
         unobserved: Weight of the pairs that did not happen.
         regularization: λ.
         sweeps: Times that both sides are solved.
-        seed: Of the first item factors.
         asked: Histories to score. Default: ``histories``.
     """
-    done = items_of(histories, index).distinct(len(index))
+    done = distinct_items(histories, index)
     done_to = _transposed(done, len(index))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     items = torch.randn((len(index), dim), generator=generator) * (0.1 / dim**0.5)
     for _ in range(sweeps):
         users = _solved(done, items, unobserved, regularization)
         items = _solved(done_to, users, unobserved, regularization)
-    held = done if asked is None else items_of(asked, index).distinct(len(index))
+    held = done if asked is None else distinct_items(asked, index)
     vectors = _solved(held, items, unobserved, regularization).numpy()
     table = items.numpy()
     return lambda part: vectors[part] @ table.T

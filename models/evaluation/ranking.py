@@ -15,17 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from feast_embeddings.models.encoder.batch import Float32s, Int64s
+from feast_embeddings.models.encoder import segments
 from feast_embeddings.models.errors import EvaluationError
+from feast_embeddings.models.types import Bools, Float32s, Float64s, Int64s
 
 Scorer = Callable[[slice], Float32s]
 """Scores float32 [u, V] of every item for a slice of users."""
 
-Bools = npt.NDArray[np.bool_]
-Float64s = npt.NDArray[np.float64]
 
 _CHUNK_SCORES = 1 << 23
 
@@ -60,11 +58,8 @@ class Ragged:
 
     def take(self, users: Int64s) -> Ragged:
         """The rows of ``users`` (int64 [R]), in that order."""
-        counts = np.diff(self.offsets)[users]
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return Ragged(
-            offsets, self.rows[np.repeat(self.offsets[:-1][users] - offsets[:-1], counts) + np.arange(offsets[-1])]
-        )
+        rows, offsets = segments(self.offsets[:-1][users], np.diff(self.offsets)[users])
+        return Ragged(offsets, self.rows[rows])
 
     def where(self, mask: Bools) -> Ragged:
         """The rows where ``mask`` (bool [N]) is true; every user stays, some perhaps without rows."""

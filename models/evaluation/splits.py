@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from feast_embeddings.models.encoder.batch import HistoryBatch, Int64s
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
+from feast_embeddings.models.encoder import HistoryBatch, ItemIndex, segments
 from feast_embeddings.models.errors import EvaluationError
-from feast_embeddings.models.evaluation.ranking import Bools, Ragged
+from feast_embeddings.models.evaluation.ranking import Ragged
+from feast_embeddings.models.types import Bools, Int64s
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,6 @@ def time_split(
     catalogue: ItemIndex | None = None,
     follow: bool = False,
     sample: int | None = None,
-    seed: int = 0,
     filter_seen: bool,
 ) -> RankingTask:
     """What happens after a time is to be found, and everything before it may be learned from.
@@ -99,8 +97,7 @@ def time_split(
         until_us: Behaviors from then on are left out. Default: none are.
         catalogue: The items that are ranked. Default: all items of ``histories``.
         follow: Whether to ask before each later behavior.
-        sample: At most so many questions, drawn by ``seed``.
-        seed: Of the sample.
+        sample: At most so many questions, drawn at random, the same ones each time.
         filter_seen: Whether a user's earlier items are taken out of the ranking.
 
     Raises:
@@ -108,7 +105,7 @@ def time_split(
     """
     catalogue = ItemIndex.of(histories.items) if catalogue is None else catalogue
     until_us = np.iinfo(np.int64).max if until_us is None else until_us
-    owner = np.repeat(np.arange(len(histories)), histories.lengths)
+    owner = histories.owner
     past = np.bincount(owner, histories.times < at_us, len(histories)).astype(np.int64)
     middle = histories.offsets[:-1] + past
     training = cut(histories, histories.offsets[:-1], middle, np.full(len(histories), at_us))
@@ -119,15 +116,14 @@ def time_split(
             f"The split at {at_us} µs leaves {len(training.items)} behaviors to learn from and {len(later)} to find: "
             "choose a time inside the log."
         )
-    generator = np.random.default_rng(seed)
     if follow:
-        asked = _sampled(later, sample, generator)
+        asked = _sampled(later, sample)
         start = histories.offsets[:-1][owner[asked]]
         first = _first_of_its_time(histories, owner)[asked]  # what happens at the same time is not known yet
         known = cut(histories, start, first, histories.times[asked])
         targets = Ragged.single(catalogue.rows(histories.items[asked]) - 1)
         return _task(training, known, targets, catalogue, owner[asked], filter_seen)
-    asked = _sampled(np.unique(owner[later]), sample, generator)
+    asked = _sampled(np.unique(owner[later]), sample)
     later = later[np.isin(owner[later], asked)]
     bounds = np.append(np.searchsorted(owner[later], asked), len(later))
     targets = Ragged(bounds, catalogue.rows(histories.items[later]) - 1).distinct(len(catalogue))
@@ -136,23 +132,7 @@ def time_split(
 
 def cut(histories: HistoryBatch, start: Int64s, stop: Int64s, as_of: Int64s) -> HistoryBatch:
     """Histories of rows ``start[q]:stop[q]`` of the flat behaviors, as of ``as_of[q]``: int64 [Q] each."""
-    lengths = stop - start
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    rows = np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1])
-    return HistoryBatch(
-        offsets=offsets,
-        items=histories.items[rows],
-        behavior_types=histories.behavior_types[rows],
-        times=histories.times[rows],
-        values=histories.values[rows],
-        as_of=np.asarray(as_of, np.int64),
-    )
-
-
-def parts(total: int, size: int) -> Iterator[slice]:
-    """Slices of at most ``size`` that cover ``range(total)``."""
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
+    return histories.gathered(*segments(start, stop - start), np.asarray(as_of, np.int64))
 
 
 def _task(
@@ -170,10 +150,15 @@ def items_of(histories: HistoryBatch, catalogue: ItemIndex) -> Ragged:
     return Ragged(histories.offsets, rows - 1).where(rows > 0)
 
 
-def _sampled(rows: Int64s, size: int | None, generator: np.random.Generator) -> Int64s:
+def distinct_items(histories: HistoryBatch, catalogue: ItemIndex) -> Ragged:
+    """The catalogue columns of each history's items, each once, ascending."""
+    return items_of(histories, catalogue).distinct(len(catalogue))
+
+
+def _sampled(rows: Int64s, size: int | None) -> Int64s:
     if size is None or size >= len(rows):
         return rows
-    return np.sort(generator.choice(rows, size, replace=False))
+    return np.sort(np.random.default_rng(0).choice(rows, size, replace=False))
 
 
 def _first_of_its_time(histories: HistoryBatch, owner: Int64s) -> Int64s:

@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Int64s
-from feast_embeddings.models.encoder.protocol import Bools, Encoder
-from feast_embeddings.models.encoder.row_blocks import width_chunks, widths_to
-from feast_embeddings.models.encoder.tokens import Tokens
+from feast_embeddings.models.encoder import Encoder, HistoryBatch, Tokens, segments, width_chunks, widths_to
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.models.sequence.attention import Block
-from feast_embeddings.models.sequence.model import SequenceEncoder
-
-Float64s = npt.NDArray[np.float64]
+from feast_embeddings.models.sequence import Block, SequenceEncoder
+from feast_embeddings.models.types import Float32s, Float64s, Int64s
 
 STEPS: Final = (32, 128, 512)
 """Points of the path at which gradients are taken; more where fewer leave too large a gap."""
 _CHUNK_TOKENS: Final = 1 << 15  # positions × steps at a time
 _DELETED: Final = 1 << 18  # behaviors of shortened histories at a time
-
-
-def kept(batch: HistoryBatch, mask: Bools) -> HistoryBatch:
-    """The same histories, of their behaviors those where ``mask`` (bool [N]) is true."""
-    before = np.concatenate([[0], np.cumsum(mask)]).astype(np.int64)
-    return HistoryBatch(
-        offsets=before[batch.offsets],
-        items=batch.items[mask],
-        behavior_types=batch.behavior_types[mask],
-        times=batch.times[mask],
-        values=batch.values[mask],
-        as_of=batch.as_of,
-    )
 
 
 def deletion(encoder: Encoder, batch: HistoryBatch, targets: Float32s) -> Float64s:
@@ -48,22 +28,20 @@ def deletion(encoder: Encoder, batch: HistoryBatch, targets: Float32s) -> Float6
     out = np.zeros(len(batch.items))
     for rows in _bounded(batch.lengths):
         part = batch.take(rows)
-        owner = np.repeat(np.arange(len(rows)), part.lengths)
         shorter = without_each(part)
-        lost = full[rows][owner] - _products(encoder.encode(shorter), targets[rows][owner])
-        at = np.repeat(batch.offsets[:-1][rows] - part.offsets[:-1], part.lengths) + np.arange(part.offsets[-1])
-        out[at] = lost
+        lost = full[rows][part.owner] - _products(encoder.encode(shorter), targets[rows][part.owner])
+        out[segments(batch.offsets[:-1][rows], part.lengths)[0]] = lost
     return out
 
 
 def without_each(batch: HistoryBatch) -> HistoryBatch:
     """For each of N behaviors its history without it: N histories, in the order of the behaviors."""
-    owner = np.repeat(np.arange(len(batch)), batch.lengths)
-    copies = batch.take(owner.astype(np.int64))
+    owner = batch.owner
+    copies = batch.take(owner)
     position = np.arange(len(owner)) - batch.offsets[:-1][owner]
     mask = np.ones(len(copies.items), np.bool_)
     mask[copies.offsets[:-1] + position] = False
-    return kept(copies, mask)
+    return copies.where(mask)
 
 
 def attention_rollout(encoder: SequenceEncoder, batch: HistoryBatch, layer: int) -> Float64s:
@@ -78,7 +56,7 @@ def attention_rollout(encoder: SequenceEncoder, batch: HistoryBatch, layer: int)
             x = encoder.embedded(tokens)
             width = x.shape[1]
             rollout = torch.eye(width, device=x.device).expand(len(rows), -1, -1)
-            for block in blocks_of(encoder)[:layer]:
+            for block in encoder.layers[:layer]:
                 bias = block.causal_bias(width)
                 rollout = (0.5 * _attention(block, x, bias) + 0.5 * torch.eye(width, device=x.device)) @ rollout
                 x = block(x, bias)
@@ -105,7 +83,7 @@ def integrated_gradients(
     for count in STEPS:
         part = batch.take(pending)
         found, high, low = _path_integral(encoder, part, targets[pending], layer, count)
-        at = np.repeat(batch.offsets[:-1][pending] - part.offsets[:-1], part.lengths) + np.arange(part.offsets[-1])
+        at, _ = segments(batch.offsets[:-1][pending], part.lengths)
         attributions[at], value[pending], baseline[pending], steps[pending] = found, high, low, count
         gap = np.abs(sums(found, part.offsets) - (high - low))
         pending = pending[gap > tolerance * np.abs(high - low)]
@@ -144,8 +122,7 @@ def checked_layer(encoder: SequenceEncoder, layer: int | None) -> int:
 def sums(values: Float64s, offsets: Int64s) -> Float64s:
     """Sums [B] of the parts of ``values`` [N] between ``offsets`` [B + 1]."""
     running = np.concatenate([[0.0], np.cumsum(values)])
-    out: Float64s = running[offsets[1:]] - running[offsets[:-1]]
-    return out
+    return np.asarray(running[offsets[1:]] - running[offsets[:-1]])
 
 
 def _path_integral(
@@ -157,7 +134,7 @@ def _path_integral(
     encoder.eval()
     for rows, tokens, last in _padded(encoder, batch, _CHUNK_TOKENS // steps):
         with torch.no_grad():
-            x, start = encoder.embedded(tokens), encoder.embedded(_unknown(tokens))
+            x, start = encoder.embedded(tokens), encoder.embedded(Tokens(*map(torch.zeros_like, tokens.parts)))
         target = torch.from_numpy(targets[rows]).to(x.device)
 
         def score(x: torch.Tensor, last: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -188,7 +165,7 @@ def _captum() -> Any:
 
 def _state(encoder: SequenceEncoder, x: torch.Tensor, last: torch.Tensor, layer: int) -> torch.Tensor:
     """Normed states (R, D) at columns ``last`` of embedded behaviors (R, L, D), after ``layer`` blocks."""
-    for block in blocks_of(encoder)[:layer]:
+    for block in encoder.layers[:layer]:
         x = block(x, block.causal_bias(x.shape[1]))
     out: torch.Tensor = encoder.norm(x[torch.arange(len(x), device=x.device), last])
     return out
@@ -201,24 +178,16 @@ def _attention(block: Block, x: torch.Tensor, bias: torch.Tensor) -> torch.Tenso
     return torch.softmax(scores.float(), dim=-1).mean(dim=1)
 
 
-def _unknown(tokens: Tokens) -> Tokens:
-    zeros = (torch.zeros_like(part) for part in (tokens.items, tokens.types, tokens.gaps, tokens.values))
-    return Tokens(*zeros)
-
-
 def _padded(
     encoder: SequenceEncoder, batch: HistoryBatch, tokens_at_once: int
 ) -> Iterator[tuple[Int64s, Tokens, torch.Tensor]]:
     """Rows, padded tokens and columns of the last behaviors, a chunk at a time."""
     tokens = Tokens.of(batch, encoder.items, encoder.normalizer, len(encoder.behavior_types))
-    size = partial(_rows_at_once, tokens_at_once)
-    for rows, width in width_chunks(batch.lengths, widths_to(encoder.context), size):
+    for rows, width in width_chunks(
+        batch.lengths, widths_to(encoder.context), lambda width: max(1, tokens_at_once // width)
+    ):
         starts, lengths = torch.from_numpy(batch.offsets[rows]), torch.from_numpy(batch.lengths[rows])
         yield rows, tokens.padded(starts, lengths, width).to(encoder.device), (lengths - 1).to(encoder.device)
-
-
-def _rows_at_once(tokens: int, width: int) -> int:
-    return max(1, tokens // width)
 
 
 def _scatter(out: Float64s, batch: HistoryBatch, rows: Int64s, shares: Float64s) -> None:
@@ -237,10 +206,4 @@ def _bounded(lengths: Int64s) -> Iterator[Int64s]:
 
 
 def _products(vectors: Float32s, targets: Float32s) -> Float64s:
-    out: Float64s = np.einsum("ij,ij->i", vectors, targets, dtype=np.float64)
-    return out
-
-
-def blocks_of(encoder: SequenceEncoder) -> list[Block]:
-    """The blocks of an encoder, bottom first."""
-    return [cast(Block, block) for block in encoder.blocks]
+    return np.asarray(np.einsum("ij,ij->i", vectors, targets, dtype=np.float64))

@@ -6,12 +6,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Int64s
-from feast_embeddings.models.encoder.protocol import Encoder
-from feast_embeddings.models.encoder.tokens import latest
-from feast_embeddings.models.encoder.wrapping import WrappingEncoder
+from feast_embeddings.models.encoder import Encoder, HistoryBatch, WrappingEncoder, latest
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.explanation.attribution import (
     attention_rollout,
@@ -21,9 +17,9 @@ from feast_embeddings.models.explanation.attribution import (
     states_after,
     sums,
 )
-from feast_embeddings.models.sequence.model import SequenceEncoder
+from feast_embeddings.models.sequence import SequenceEncoder
+from feast_embeddings.models.types import Bools, Float32s, Float64s, Int64s
 
-Float64s = npt.NDArray[np.float64]
 Method = Literal["integrated_gradients", "attention", "deletion"]
 
 TOLERANCE: Final = 0.01
@@ -64,7 +60,7 @@ class Explanation:
         return sums(self.attributions, self.histories.offsets) - (self.value - self.baseline)
 
     @property
-    def complete(self) -> npt.NDArray[np.bool_]:
+    def complete(self) -> Bools:
         """Whether the gap is within `TOLERANCE` of the difference it explains, bool [B]; of other methods False."""
         if self.method != "integrated_gradients":
             return np.zeros(len(self.value), np.bool_)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-if TYPE_CHECKING:
-    from feast_embeddings.models.sequence.model import SequenceConfig
+from feast_embeddings.models.sequence.config import SequenceConfig
 
 # Matrix products of fewer rows are shared among threads in another way, and so add in another order.
 _LEAST_ROWS = 64

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Int64s
-from feast_embeddings.models.encoder.row_blocks import Landing, width_chunks
-from feast_embeddings.models.encoder.tokens import Tokens, latest
+from feast_embeddings.models.encoder import HistoryBatch, Landing, Tokens, latest, width_chunks
 from feast_embeddings.models.errors import BehaviorSourceError, SpaceError
-from feast_embeddings.models.sequence.attention import Block, KeysValues
+from feast_embeddings.models.sequence.attention import KeysValues
+from feast_embeddings.models.sequence.transformer import Transformer
+from feast_embeddings.models.types import Float32s, Int64s
 
-if TYPE_CHECKING:
-    from feast_embeddings.models.sequence.model import SequenceEncoder
-
-# Cached and new behaviors per chunk, as in `chunks`: fixed shapes, so that no row depends on its neighbors.
+# Cached and new behaviors per chunk, as in `row_blocks`: fixed shapes, so that no row depends on its neighbors.
 _CHUNK_TOKENS = {"cpu": 8192, "mps": 65536, "cuda": 262144}
 
 
@@ -61,24 +57,17 @@ class CachedState:
         )
 
 
-def empty_state(encoder: SequenceEncoder, like: HistoryBatch) -> CachedState:
+def empty_state(encoder: Transformer, like: HistoryBatch) -> CachedState:
     """The state of as many users as ``like`` has, none of whom did anything yet."""
     config = encoder.config
     shape = (len(like), config.blocks, config.heads, config.span - 1, config.dim // config.heads)
     dtype = torch.bfloat16 if encoder.precision == "bf16" else torch.float32
     keys, values = (torch.zeros(shape, dtype=dtype, device=encoder.device) for _ in range(2))
-    nothing = HistoryBatch(
-        offsets=np.zeros(len(like) + 1, np.int64),
-        items=like.items[:0],
-        behavior_types=like.behavior_types[:0],
-        times=like.times[:0],
-        values=like.values[:0],
-        as_of=like.as_of,
-    )
+    nothing = HistoryBatch.empty(like.items, like.as_of)
     return CachedState(encoder.space, encoder.numeric_path, keys, values, np.zeros(len(like), np.int64), nothing)
 
 
-def extended(encoder: SequenceEncoder, state: CachedState, new: HistoryBatch) -> tuple[Float32s, CachedState]:
+def extended(encoder: Transformer, state: CachedState, new: HistoryBatch) -> tuple[Float32s, CachedState]:
     """Vectors float32 [U, dim] and the state after each user's ``new`` behaviors, as of ``new.as_of``.
 
     Raises:
@@ -86,7 +75,7 @@ def extended(encoder: SequenceEncoder, state: CachedState, new: HistoryBatch) ->
         BehaviorSourceError: A new behavior is older than what the state holds, or users differ in number.
     """
     _check(encoder, state, new)
-    joined = _appended(state.last, new)
+    joined = state.last.followed_by(new)
     kept = np.where(joined.lengths > encoder.context, 0, state.kept)  # beyond it, what was cached is out of reach
     joined = latest(joined, encoder.context)
     vectors = np.zeros((len(joined), encoder.dim), np.float32)
@@ -94,16 +83,12 @@ def extended(encoder: SequenceEncoder, state: CachedState, new: HistoryBatch) ->
     with encoder.evaluating():
         _fill(encoder, KeysValues(state.keys, state.values), kept, joined, vectors, made)
     kept = np.minimum(kept + np.maximum(joined.lengths - 1, 0), encoder.config.span - 1)
-    return vectors, CachedState(state.space, state.numeric_path, made.keys, made.values, kept, _last(joined))
+    last = latest(joined, 1)
+    return vectors, CachedState(state.space, state.numeric_path, made.keys, made.values, kept, last)
 
 
 def _fill(
-    encoder: SequenceEncoder,
-    past: KeysValues,
-    kept: Int64s,
-    joined: HistoryBatch,
-    vectors: Float32s,
-    made: KeysValues,
+    encoder: Transformer, past: KeysValues, kept: Int64s, joined: HistoryBatch, vectors: Float32s, made: KeysValues
 ) -> None:
     """Vectors of ``joined`` behaviors after the ``kept`` ones of the ``past``, and the past that they make."""
     tokens = Tokens.of(joined, encoder.items, encoder.normalizer, len(encoder.behavior_types))
@@ -129,7 +114,7 @@ def _fill(
 
 
 def _continued(
-    encoder: SequenceEncoder, tokens: Tokens, past: KeysValues, kept: torch.Tensor, last: torch.Tensor
+    encoder: Transformer, tokens: Tokens, past: KeysValues, kept: torch.Tensor, last: torch.Tensor
 ) -> tuple[torch.Tensor, KeysValues]:
     """Final states (R, D) at columns ``last`` (R,), and the past [R, blocks, H, S, D / H] without that behavior."""
     x = encoder.embedded(tokens)  # (R, L, D)
@@ -139,8 +124,7 @@ def _continued(
     unreal = (at < room - kept[:, None])[:, None, None]  # (R, 1, 1, S + L)
     slots = (last[:, None] + at[:room])[:, None, :, None].expand(-1, past.keys.shape[2], -1, past.keys.shape[4])
     made: list[KeysValues] = []
-    for number, module in enumerate(encoder.blocks):
-        block = cast(Block, module)
+    for number, block in enumerate(encoder.layers):
         bias = block.bias_of(distance).masked_fill(unreal, float("-inf"))  # (R, H, L, S + L)
         x, every = block.following(x, KeysValues(past.keys[:, number], past.values[:, number]), bias)
         made.append(KeysValues(every.keys.gather(2, slots), every.values.gather(2, slots)))
@@ -158,7 +142,7 @@ def _widths(context: int) -> Int64s:
     return np.array([*(1 << power for power in range(context.bit_length()) if 1 << power < context), context])
 
 
-def _check(encoder: SequenceEncoder, state: CachedState, new: HistoryBatch) -> None:
+def _check(encoder: Transformer, state: CachedState, new: HistoryBatch) -> None:
     made_by, asked = (state.space, state.numeric_path), (encoder.space, encoder.numeric_path)
     if made_by != asked:
         raise SpaceError(
@@ -176,33 +160,3 @@ def _check(encoder: SequenceEncoder, state: CachedState, new: HistoryBatch) -> N
             "A new behavior is older than the last one of its user's cached state: "
             "encode that user's whole history again with encode_with_state."
         )
-
-
-def _appended(first: HistoryBatch, second: HistoryBatch) -> HistoryBatch:
-    """Each user's behaviors of ``first``, then those of ``second``, as of the second's times."""
-    users = np.arange(len(first))
-    order = np.argsort(
-        np.concatenate([np.repeat(users, first.lengths), np.repeat(users, second.lengths)]), kind="stable"
-    )
-    return HistoryBatch(
-        offsets=first.offsets + second.offsets,
-        items=np.concatenate([first.items, second.items])[order],
-        behavior_types=np.concatenate([first.behavior_types, second.behavior_types])[order],
-        times=np.concatenate([first.times, second.times])[order],
-        values=np.concatenate([first.values, second.values])[order],
-        as_of=second.as_of,
-    )
-
-
-def _last(batch: HistoryBatch) -> HistoryBatch:
-    """The last behavior of each history that has one."""
-    filled = batch.lengths > 0
-    at = batch.offsets[1:][filled] - 1
-    return HistoryBatch(
-        offsets=np.concatenate([[0], np.cumsum(filled)]).astype(np.int64),
-        items=batch.items[at],
-        behavior_types=batch.behavior_types[at],
-        times=batch.times[at],
-        values=batch.values[at],
-        as_of=batch.as_of,
-    )

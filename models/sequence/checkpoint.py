@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from feast_embeddings.models.encoder.artifact import write_atomically
+from feast_embeddings.models.encoder import write_atomically
 from feast_embeddings.models.errors import ArtifactError
 
 _PROGRESS = "checkpoint.json"

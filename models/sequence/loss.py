@@ -54,11 +54,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def full_softmax_loss(
-    states: torch.Tensor,
-    table: torch.Tensor,
-    targets: torch.Tensor,
-    weights: torch.Tensor,
-    dtype: torch.dtype,
+    states: torch.Tensor, table: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
     """Mean weighted cross-entropy over the whole catalogue.
 
@@ -106,11 +102,7 @@ class NegativeSampler:
 
 
 def sampled_softmax_loss(
-    states: torch.Tensor,
-    table: torch.Tensor,
-    targets: torch.Tensor,
-    weights: torch.Tensor,
-    sampler: NegativeSampler,
+    states: torch.Tensor, table: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, sampler: NegativeSampler
 ) -> torch.Tensor:
     """Mean weighted cross-entropy with the sum over the catalogue estimated from one shared sample.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from feast_embeddings.models.encoder.batch import Int64s
+from feast_embeddings.models.types import Int64s
 
 
 def tie_groups(offsets: Int64s, times: Int64s) -> Int64s | None:

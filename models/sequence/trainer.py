@@ -6,62 +6,36 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Int64s
-from feast_embeddings.models.encoder.device import autocast, to_device, training_precision
-from feast_embeddings.models.encoder.preprocessing import ItemIndex, ValueNormalizer
-from feast_embeddings.models.encoder.tokens import Tokens
+from feast_embeddings.models.encoder import (
+    HistoryBatch,
+    ItemIndex,
+    Tokens,
+    ValueNormalizer,
+    autocast,
+    seeded,
+    to_device,
+    training_precision,
+)
 from feast_embeddings.models.errors import BehaviorSourceError
-from feast_embeddings.models.evaluation.ranking import Ragged, evaluate_ranking, inner_products
+from feast_embeddings.models.evaluation import Ragged, cut, evaluate_ranking, inner_products, items_of
+from feast_embeddings.models.sequence.averaged import AveragedTraining, EpochReport
 from feast_embeddings.models.sequence.checkpoint import Checkpoint
+from feast_embeddings.models.sequence.config import SequenceConfig, TrainingConfig
 from feast_embeddings.models.sequence.loss import NegativeSampler, full_softmax_loss, sampled_softmax_loss
-from feast_embeddings.models.sequence.model import SequenceConfig, SequenceEncoder
+from feast_embeddings.models.sequence.model import SequenceEncoder
 from feast_embeddings.models.sequence.tied_times import shuffled_within, tie_groups
 from feast_embeddings.models.sequence.windows import Windows, batched, cut_windows
+from feast_embeddings.models.types import Float32s, Int64s
 
 _WIDTH_STEP = 16  # few distinct shapes: kernels are made anew for each
 
 _VALIDATION = 1 << 32  # seeds of epochs stay below
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingConfig:
-    """How a `SequenceEncoder` is trained."""
-
-    encoder: SequenceConfig = field(default_factory=SequenceConfig)
-    seed: int = 0  # of weights, windows, batches, dropout and validation users
-    batch_tokens: int = 4096  # padded inputs per step: many small steps learn faster than few large ones
-    learning_rate: float = 1e-3  # Adam's usual; with decay_epochs, four times as much learns faster
-    warmup_steps: int = 100  # Adam's variances are noise at first
-    decay_epochs: int | None = None  # over which the rate falls to 0, and training ends; None: the average has to do
-    average_decay: float = 0.999  # the kept weights are a running average over about 1,000 steps
-    max_epochs: int = 200  # early stopping comes first
-    max_minutes: float | None = None  # of wall time in one call; the best weights so far are kept
-    patience: int = 10  # validations without a better NDCG@10 before training stops
-    validation_users: int = 2000  # whose last behavior is held out; 0: none, every epoch counts as better
-    filter_seen: bool = False  # in validation, whether items of the history are taken out: right where nobody repeats
-    window_overlap: int = 0  # inputs a window repeats from the one before; costs as many tokens again
-    min_item_count: int = 1  # rarer items are the unknown item
-    full_softmax_items: int = 30_000  # up to here the loss sees the whole catalogue, beyond it a sample
-    negatives: int = 2048  # size of that sample, shared by a batch
-    matryoshka: tuple[int, ...] = ()  # prefixes of a vector trained to rank by themselves; each costs a loss more
-
-
-@dataclass(frozen=True, slots=True)
-class EpochReport:
-    """One epoch: mean training loss, and HR@10 and NDCG@10 on validation (None without validation)."""
-
-    epoch: int
-    loss: float
-    hr10: float | None
-    ndcg10: float | None
-    seconds: float
 
 
 Builder = Callable[[SequenceConfig, tuple[str, ...], ItemIndex, ValueNormalizer | None], SequenceEncoder]
@@ -69,7 +43,7 @@ Builder = Callable[[SequenceConfig, tuple[str, ...], ItemIndex, ValueNormalizer 
 those, in rows after theirs."""
 
 
-class Trainer:
+class Trainer(AveragedTraining[SequenceEncoder]):
     """Weights, their running average and the optimizer, on one set of histories.
 
     All randomness of an epoch comes from the seed and the epoch's number, so a run taken up again at the
@@ -106,17 +80,12 @@ class Trainer:
         self.target_weights *= self.tokens.items > 0  # the unknown item is no target
         self.ties = tie_groups(training.offsets, training.times)
         _check_targets(self.target_weights, training, config.min_item_count)
-        with torch.random.fork_rng(devices=_cuda_indexes(device)):
-            torch.manual_seed(config.seed)
-            self.model = build(config.encoder, behavior_types, index, normalizer).to(device)
+        with seeded(device, config.seed):
+            model = build(config.encoder, behavior_types, index, normalizer).to(device)
+        super().__init__(model, config.average_decay)
         if build is not SequenceEncoder:  # what the builder adds belongs to the run as well
             self.identity += self.model.space
-        self.average = deepcopy(self.model).eval().requires_grad_(requires_grad=False)
-        self.best = deepcopy(self.average)
         self.optimizer = torch.optim.Adam(self.model.parameters(), config.learning_rate, fused=device.type != "mps")
-        self.reports: list[EpochReport] = []
-        self.best_epoch = 0
-        self.steps = 0
         self.sampler = self._sampler()
 
     def _sampler(self) -> NegativeSampler | None:
@@ -142,15 +111,14 @@ class Trainer:
             order = shuffled_within(self.ties, generator)
             tokens, target_weights = tokens.reordered(order), target_weights[torch.from_numpy(order)]
         losses = []
-        with torch.random.fork_rng(devices=_cuda_indexes(self.device)):
-            torch.manual_seed(int(generator.integers(_VALIDATION)))
+        with seeded(self.device, int(generator.integers(_VALIDATION))):
             for position, rows in enumerate(batches):
                 self._set_rate(number - 1 + position / len(batches))
                 losses.append(self._step(tokens, target_weights, windows, rows))
                 advance((position + 1) / len(batches))
                 if time.monotonic() > deadline:
                     break
-        self._report(number, float(torch.stack(losses).mean()), started)
+        self.report(number, float(torch.stack(losses).mean()), self._validate(), started)
         return len(losses) == len(batches)
 
     def _step(self, tokens: Tokens, target_weights: torch.Tensor, windows: Windows, rows: Int64s) -> torch.Tensor:
@@ -170,7 +138,8 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self._advance()
+        self.optimizer.step()
+        self.stepped()
         return loss.detach()
 
     def _loss(self, inputs: Tokens, wanted: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -199,22 +168,6 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    @torch.no_grad()
-    def _advance(self) -> None:
-        self.steps += 1
-        self.optimizer.step()
-        decay = min(self.config.average_decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-
-    def _report(self, number: int, loss: float, started: float) -> None:
-        scores = self._validate()
-        hr10, ndcg10 = scores or (None, None)
-        best = self.reports[self.best_epoch - 1].ndcg10 if self.best_epoch else None
-        if ndcg10 is None or best is None or ndcg10 > best:
-            self.best_epoch = number
-            self.best.load_state_dict(self.average.state_dict())
-        self.reports.append(EpochReport(number, loss, hr10, ndcg10, time.monotonic() - started))
-
     def _validate(self) -> tuple[float, float] | None:
         """HR@10 and NDCG@10 of the averaged weights, held-out behaviors against the whole catalogue."""
         if self.validation is None:
@@ -226,7 +179,7 @@ class Trainer:
         if not len(known):
             return None
         histories = histories.take(known)
-        seen = _seen(histories, index) if self.config.filter_seen else None
+        seen = items_of(histories, index) if self.config.filter_seen else None
         items = self.average.item_table.weight[1:].cpu().numpy()
         scorer = inner_products(self.average.encode(histories), items)
         scores = evaluate_ranking(scorer, len(items), Ragged.single(targets[known] - 1), seen, ks=(10,))
@@ -273,53 +226,21 @@ def _split(config: TrainingConfig, histories: HistoryBatch) -> tuple[HistoryBatc
     if count == 0:
         return histories, None
     chosen = np.random.default_rng([config.seed, _VALIDATION]).choice(eligible, count, replace=False)
-    shortened = np.zeros(len(histories), dtype=np.int64)
-    shortened[chosen] = 1
-    training = _without_last(histories, shortened)
-    return training, (training.take(chosen), histories.items[histories.offsets[chosen + 1] - 1])
-
-
-def _without_last(histories: HistoryBatch, shortened: Int64s) -> HistoryBatch:
-    """Histories, those with ``shortened`` 1 as of their last behavior, which is left out."""
-    last = histories.offsets[1:] - 1
-    cut = shortened == 1
-    kept = np.ones(len(histories.items), dtype=bool)
-    kept[last[cut]] = False
+    stop = histories.offsets[1:].copy()
+    stop[chosen] -= 1
     as_of = histories.as_of.copy()
-    as_of[cut] = histories.times[last[cut]]
-    return HistoryBatch(
-        offsets=histories.offsets - np.concatenate([[0], np.cumsum(shortened)]),
-        items=histories.items[kept],
-        behavior_types=histories.behavior_types[kept],
-        times=histories.times[kept],
-        values=histories.values[kept],
-        as_of=as_of,
-    )
-
-
-def _seen(histories: HistoryBatch, index: ItemIndex) -> Ragged:
-    rows = index.rows(histories.items)
-    counts = np.add.reduceat(rows > 0, histories.offsets[:-1], dtype=np.int64)
-    return Ragged(np.concatenate([[0], np.cumsum(counts)]), rows[rows > 0] - 1)
-
-
-def _cuda_indexes(device: torch.device) -> list[int]:
-    return [device.index or 0] if device.type == "cuda" else []
+    as_of[chosen] = histories.times[stop[chosen]]
+    training = cut(histories, histories.offsets[:-1], stop, as_of)
+    return training, (training.take(chosen), histories.items[stop[chosen]])
 
 
 def _identity(config: TrainingConfig, histories: HistoryBatch, types: tuple[str, ...], weights: Float32s) -> str:
-    """Digest of what decides the weights: everything but when to stop."""
+    """Digest of what decides the weights: everything but when to stop, and where to keep what is done."""
     facts = asdict(config)
-    for limit in ("max_epochs", "max_minutes", "patience"):
+    for limit in ("max_epochs", "max_minutes", "patience", "checkpoint_dir", "resume"):
         del facts[limit]
     digest = hashlib.sha256(json.dumps([facts, types, weights.tolist()], sort_keys=True).encode())
-    for array in (
-        histories.offsets,
-        histories.times,
-        histories.behavior_types,
-        histories.values,
-        histories.as_of,
-    ):
+    for array in (histories.offsets, histories.times, histories.behavior_types, histories.values, histories.as_of):
         digest.update(np.ascontiguousarray(array).tobytes())
     items = histories.items
     digest.update(items.tobytes() if items.dtype == np.int64 else json.dumps(items.tolist()).encode())

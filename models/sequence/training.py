@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch
-from feast_embeddings.models.encoder.device import choose_device
+from feast_embeddings.models.encoder import Device, HistoryBatch, choose_device
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.sequence.averaged import EpochReport
 from feast_embeddings.models.sequence.checkpoint import Checkpoint
+from feast_embeddings.models.sequence.config import TrainingConfig
 from feast_embeddings.models.sequence.model import SequenceEncoder
-from feast_embeddings.models.sequence.trainer import Builder, EpochReport, Trainer, TrainingConfig, check_trainable
+from feast_embeddings.models.sequence.trainer import Builder, Trainer, check_trainable
+from feast_embeddings.models.types import Float32s
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +45,13 @@ def train(
     *,
     behavior_types: Sequence[str],
     type_weights: Sequence[float] | None = None,
-    checkpoint_dir: str | os.PathLike[str] | None = None,
-    resume: bool = True,
     progress: bool = False,
-    device: str | torch.device | None = None,
+    device: Device = None,
     build: Builder = SequenceEncoder,
 ) -> TrainResult:
     """Trains on whole histories, one per entity; the same input gives the same weights on one machine.
 
-    With a ``checkpoint_dir`` every whole epoch is kept there, and a later call with the same configuration
+    With ``config.checkpoint_dir`` every whole epoch is kept there, and a later call with the same configuration
     and histories goes on from the last one to the very weights of an undisturbed run (``max_epochs``,
     ``max_minutes`` and ``patience`` may differ). Where a time limit cuts an epoch short, its weights are
     validated and may be kept, but not checkpointed.
@@ -63,8 +62,6 @@ def train(
         behavior_types: Names behind the codes.
         type_weights: Weight of each type's behaviors as targets; those of weight 0 or less are input only.
             Default: 1 each.
-        checkpoint_dir: Folder of checkpoints, or None.
-        resume: Whether to go on from a checkpoint there; False starts over.
         progress: Whether to draw a progress bar.
         device: cuda, mps or cpu; None chooses.
         build: Makes the encoder, such as `fusion.fusing` for items with text and attributes.
@@ -79,10 +76,10 @@ def train(
     _check(config, histories, behavior_types, weights.astype(np.float32))
     chosen = choose_device(device)
     trainer = Trainer(config, histories, tuple(behavior_types), weights.astype(np.float32), chosen, build)
-    directory = Path(checkpoint_dir) if checkpoint_dir is not None else None
-    if directory is not None and resume and (checkpoint := Checkpoint.load(directory, trainer.identity)):
+    directory = Path(config.checkpoint_dir) if config.checkpoint_dir is not None else None
+    if directory is not None and config.resume and (checkpoint := Checkpoint.load(directory, trainer.identity)):
         trainer.restore(checkpoint)
-    with _deterministic(chosen), _progress_bar(progress) as bar:
+    with _deterministic(chosen), Progress(disable=not progress) as bar:
         stopped_by = _run(trainer, directory, bar)
     encoder = trainer.best.requires_grad_(requires_grad=True)
     return TrainResult(encoder, tuple(trainer.reports), trainer.best_epoch, stopped_by)
@@ -137,11 +134,6 @@ def _run(trainer: Trainer, directory: Path | None, bar: Progress) -> str:
         if time.monotonic() > deadline:
             return "max_minutes"
     return "decay_epochs" if limit == config.decay_epochs else "max_epochs"
-
-
-def _progress_bar(show: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    return Progress(*columns, disable=not show)
 
 
 @contextmanager

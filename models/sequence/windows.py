@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from feast_embeddings.models.encoder.batch import Int64s
+from feast_embeddings.models.types import Int64s
 
 _LENGTH_STEP = 16
 """Windows whose lengths agree up to this step are batched together, so that padding stays small."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from feast_embeddings.models import HistoryBatch, TrainingConfig, TrainResult, train
-from feast_embeddings.models.sequence.model import SequenceConfig
+from feast_embeddings.models.sequence import SequenceConfig
 
 HOUR_US = 3_600_000_000
 TYPES = ("view", "cart", "buy")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feast_embeddings.models import Encoder, HistoryBatch, StorableEncoder, load_encoder, save_encoder
-from feast_embeddings.models.encoder.tokens import Tokens
+from feast_embeddings.models.encoder import Tokens
 
 
 @pytest.fixture(scope="module", params=ENCODERS.values(), ids=list(ENCODERS))

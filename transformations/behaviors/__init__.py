@@ -1,1 +1,56 @@
-"""."""
+"""Raw rows to behaviors: the contract, validation, deduplication, cleaning and quarantine."""
+
+from feast_embeddings.transformations.behaviors.cleaning import CleaningRules, clean, deduplicate, refusals
+from feast_embeddings.transformations.behaviors.columns import check_columns, check_names
+from feast_embeddings.transformations.behaviors.contract import BehaviorContract, BehaviorType, IdType
+from feast_embeddings.transformations.behaviors.durations import duration_us
+from feast_embeddings.transformations.behaviors.ordering import (
+    bisect_segments,
+    concat_ids,
+    lex_order,
+    ranks,
+    starts_of_runs,
+)
+from feast_embeddings.transformations.behaviors.prepare import Counts, Prepared, prepare
+from feast_embeddings.transformations.behaviors.quarantine import Quarantine
+from feast_embeddings.transformations.behaviors.table import Behaviors, canonical_schema
+from feast_embeddings.transformations.behaviors.times import DAY_US, TIMESTAMP, Times, read_times, ticks_at_or_after
+from feast_embeddings.transformations.behaviors.validate import (
+    QUARANTINE_SCHEMA,
+    entities_of,
+    quarantine_rows,
+    validate,
+)
+
+__all__ = [
+    "DAY_US",
+    "QUARANTINE_SCHEMA",
+    "TIMESTAMP",
+    "BehaviorContract",
+    "BehaviorType",
+    "Behaviors",
+    "CleaningRules",
+    "Counts",
+    "IdType",
+    "Prepared",
+    "Quarantine",
+    "Times",
+    "bisect_segments",
+    "canonical_schema",
+    "check_columns",
+    "check_names",
+    "clean",
+    "concat_ids",
+    "deduplicate",
+    "duration_us",
+    "entities_of",
+    "lex_order",
+    "prepare",
+    "quarantine_rows",
+    "ranks",
+    "read_times",
+    "refusals",
+    "starts_of_runs",
+    "ticks_at_or_after",
+    "validate",
+]

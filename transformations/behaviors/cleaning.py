@@ -13,14 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from feast_embeddings.models.encoder.batch import Int64s
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.types import Bools, Int64s
 from feast_embeddings.transformations.behaviors.contract import BehaviorContract
 from feast_embeddings.transformations.behaviors.ordering import lex_order, rank_in_run, ranks, starts_of_runs
 from feast_embeddings.transformations.behaviors.table import Behaviors, content_keys
 from feast_embeddings.transformations.behaviors.times import DAY_US
 
-Mask = npt.NDArray[np.bool_]
 BOT, BURST, CANCELLATION, CANCELLED = "bot", "burst", "cancellation", "cancelled"
 _LAST_TIME = np.iinfo(np.int64).max
 
@@ -81,7 +80,7 @@ def clean(behaviors: Behaviors, contract: BehaviorContract, rules: CleaningRules
     return behaviors.select(np.asarray(reasons == "", dtype=np.bool_))
 
 
-def deduplicate(table: pa.Table, is_context: Mask) -> tuple[Int64s, Mask]:
+def deduplicate(table: pa.Table, is_context: Bools) -> tuple[Int64s, Bools]:
     """Finds rows that repeat another.
 
     Rows with one dedup id are one behavior, of which the first by created time, then content, stays. Rows
@@ -144,7 +143,7 @@ def _beyond(rows: Int64s, entity: Int64s, window: Int64s, limit: int) -> Int64s:
     return rows[rank_in_run(starts) >= limit]
 
 
-def _taken_back(entity: Int64s, items: Int64s, times: Int64s, is_cancellation: Mask) -> Mask:
+def _taken_back(entity: Int64s, items: Int64s, times: Int64s, is_cancellation: Bools) -> Bools:
     """Which rows are behaviors that a later cancellation takes back: bool [N].
 
     Each (entity, item) is a stack: a behavior is put on it, a cancellation takes the topmost off, if there is
@@ -167,7 +166,7 @@ def _taken_back(entity: Int64s, items: Int64s, times: Int64s, is_cancellation: M
     return result
 
 
-def _heights(step: Int64s, starts: Mask, group: Int64s) -> tuple[Int64s, Mask]:
+def _heights(step: Int64s, starts: Bools, group: Int64s) -> tuple[Int64s, Bools]:
     """Height of the stack after each step, and which cancellations found it empty."""
     total = np.cumsum(step)
     before_group = (total - step)[starts][group - 1]

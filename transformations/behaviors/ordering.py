@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_embeddings.models.encoder.batch import Ids, Int64s
+from feast_embeddings.models.types import Bools, Ids, Int64s
 
 
 def to_ids(column: pa.Array | pa.ChunkedArray) -> Ids:
@@ -74,7 +74,7 @@ def is_ordered(*keys: npt.NDArray[Any]) -> bool:
     return True
 
 
-def starts_of_runs(*keys: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def starts_of_runs(*keys: npt.NDArray[Any]) -> Bools:
     """Where runs begin, bool [N]: a key differs from the row before. Two NaN are equal."""
     start = np.ones(len(keys[0]), dtype=np.bool_)
     if len(start):
@@ -85,7 +85,7 @@ def starts_of_runs(*keys: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     return start
 
 
-def rank_in_run(start: npt.NDArray[np.bool_]) -> Int64s:
+def rank_in_run(start: Bools) -> Int64s:
     """int64 [N]: how many rows of its run stand before each row."""
     rows = np.arange(len(start), dtype=np.int64)
     return rows - np.maximum.accumulate(np.where(start, rows, 0)) if len(start) else rows
@@ -113,21 +113,6 @@ def bisect_segments(values: Int64s, low: Int64s, high: Int64s, targets: Int64s) 
         below = (low < high) & (values[np.minimum(middle, len(values) - 1)] < targets)
         low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
     return low
-
-
-def ragged(starts: Int64s, lengths: Int64s) -> tuple[Int64s, Int64s]:
-    """Row numbers of segments laid end to end.
-
-    Args:
-        starts: int64 [B], first row of each segment.
-        lengths: int64 [B].
-
-    Returns:
-        The rows, int64 [sum of lengths], and the offsets of the segments in them, int64 [B + 1].
-    """
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    rows = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int64)
-    return rows, offsets
 
 
 def concat_ids(parts: Sequence[Ids]) -> Ids:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from feast_embeddings.models.encoder.preprocessing import ValueNormalizer
+from feast_embeddings.models.encoder import ValueNormalizer
 from feast_embeddings.models.errors import BehaviorSourceError
+from feast_embeddings.models.types import Bools
 from feast_embeddings.transformations.behaviors.cleaning import CleaningRules, deduplicate, refusals
 from feast_embeddings.transformations.behaviors.contract import BehaviorContract
 from feast_embeddings.transformations.behaviors.table import Behaviors
-from feast_embeddings.transformations.behaviors.validate import Mask, quarantine_rows, validate
+from feast_embeddings.transformations.behaviors.validate import quarantine_rows, validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def prepare(
     )
 
 
-def _counts(raw: pa.Table, behaviors: Behaviors, repeated: Mask, reasons: list[str]) -> Counts:
+def _counts(raw: pa.Table, behaviors: Behaviors, repeated: Bools, reasons: list[str]) -> Counts:
     counts = Counts(
         read=raw.num_rows,
         accepted=len(behaviors),

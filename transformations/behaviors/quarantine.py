@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections import Counter
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -12,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from feast_embeddings.models.encoder import write_atomically
 from feast_embeddings.transformations.behaviors.validate import QUARANTINE_SCHEMA
 
 _SCHEMA = pa.schema([pa.field("view", pa.string()), pa.field("tick", pa.int64()), *QUARANTINE_SCHEMA])
@@ -55,7 +54,7 @@ class Quarantine:
         No tick of the view may be running.
         """
         folder, gone = self.folder / quote(view, safe=""), 0
-        for leftover in folder.glob(".*.tmp"):
+        for leftover in folder.glob(".*"):
             leftover.unlink()
         for file in sorted(folder.glob("*.parquet")):
             rows = pq.read_table(file, schema=QUARANTINE_SCHEMA, partitioning=None)
@@ -88,16 +87,9 @@ def _is_entity(texts: pa.ChunkedArray, entity_id: int | str) -> pa.ChunkedArray:
 
 def _replace(path: Path, rows: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pq.write_table(rows.cast(QUARANTINE_SCHEMA), file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    content = pa.BufferOutputStream()
+    pq.write_table(rows.cast(QUARANTINE_SCHEMA), content)
+    write_atomically(path, content.getvalue().to_pybytes())
 
 
 def _with_origin(file: Path) -> pa.Table:

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_embeddings.models.encoder.batch import Float32s, Ids, Int32s, Int64s
-from feast_embeddings.models.encoder.preprocessing import ValueNormalizer
+from feast_embeddings.models.encoder import ValueNormalizer
 from feast_embeddings.models.errors import BehaviorSourceError
+from feast_embeddings.models.types import Bools, Float32s, Float64s, Ids, Int32s, Int64s
 from feast_embeddings.transformations.behaviors.contract import BehaviorContract
 from feast_embeddings.transformations.behaviors.ordering import is_ordered, lex_order, ranks, starts_of_runs, to_ids
 from feast_embeddings.transformations.behaviors.times import TIMESTAMP
@@ -124,7 +124,7 @@ class Behaviors:
         # Adding 0.0 turns the -0.0 that tiny negative values round to into 0.0: equal values, equal bits.
         return _value_keys(self.table["value"]).astype(np.float32) + np.float32(0.0)
 
-    def select(self, mask: npt.NDArray[np.bool_]) -> Behaviors:
+    def select(self, mask: Bools) -> Behaviors:
         """The behaviors where ``mask`` (bool [N]) is true."""
         return self.from_sorted(self.table.filter(pa.array(mask)))
 
@@ -161,7 +161,7 @@ def _time_ticks(column: pa.ChunkedArray) -> Int64s:
     return np.asarray(column.cast(pa.int64()).to_numpy(), dtype=np.int64)
 
 
-def _value_keys(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+def _value_keys(column: pa.ChunkedArray) -> Float64s:
     return np.asarray(column.fill_null(float("nan")).to_numpy(), dtype=np.float64)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_embeddings.models.encoder.batch import Int64s
+from feast_embeddings.models.types import Bools, Int64s
 
 DAY_US = 86_400_000_000
 TIMESTAMP = pa.timestamp("us", tz="UTC")
@@ -30,12 +29,12 @@ class Times:
     """
 
     us: Int64s
-    missing: npt.NDArray[np.bool_]
-    out_of_range: npt.NDArray[np.bool_]
+    missing: Bools
+    out_of_range: Bools
     zoned: bool
 
     @property
-    def usable(self) -> npt.NDArray[np.bool_]:
+    def usable(self) -> Bools:
         """Where the cell is a time: bool [N]."""
         return ~(self.missing | self.out_of_range) & self.zoned
 

@@ -6,17 +6,15 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_embeddings.models.encoder.batch import Int64s
+from feast_embeddings.models.types import Bools, Int32s, Int64s
 from feast_embeddings.transformations.behaviors.columns import check_columns
 from feast_embeddings.transformations.behaviors.contract import BehaviorContract, IdType
 from feast_embeddings.transformations.behaviors.table import schema_of
 from feast_embeddings.transformations.behaviors.times import Times, read_times
 
-Mask = npt.NDArray[np.bool_]
 QUARANTINED_COLUMNS = ("entity", "item", "behavior_type", "event_time", "value")
 QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in (*QUARANTINED_COLUMNS, "reason")])
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -45,10 +43,10 @@ class Validated:
 class _Verdicts:
     """The first reason of each row: an index into ``reasons``, -1 while the row is good."""
 
-    code: npt.NDArray[np.int32]
+    code: Int32s
     reasons: list[str] = field(default_factory=list)
 
-    def reject(self, bad: Mask, reason: str) -> None:
+    def reject(self, bad: Bools, reason: str) -> None:
         self.code[bad & (self.code < 0)] = len(self.reasons)
         self.reasons.append(reason)
 
@@ -125,7 +123,7 @@ def _ids(column: pa.ChunkedArray, dtype: IdType, name: str, verdicts: _Verdicts)
     return numbers
 
 
-def _integers(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Mask]:
+def _integers(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Bools]:
     """The column as int64 and where it is one; elsewhere the numbers mean nothing."""
     kind = column.type
     if pa.types.is_null(kind):
@@ -210,6 +208,6 @@ def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def _mask(column: pa.ChunkedArray) -> Mask:
+def _mask(column: pa.ChunkedArray) -> Bools:
     """Arrow booleans as NumPy ones; null is False."""
     return np.asarray(pc.fill_null(column, False).to_numpy(), dtype=np.bool_)

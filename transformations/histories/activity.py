@@ -8,12 +8,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pyarrow as pa
 
-from feast_embeddings.models.encoder.batch import Ids, Int64s
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.transformations.behaviors.contract import BehaviorContract
-from feast_embeddings.transformations.behaviors.durations import duration_us
-from feast_embeddings.transformations.behaviors.ordering import bisect_segments
-from feast_embeddings.transformations.behaviors.table import Behaviors
+from feast_embeddings.models.types import Ids, Int64s
+from feast_embeddings.transformations.behaviors import BehaviorContract, Behaviors, bisect_segments, duration_us
 from feast_embeddings.transformations.histories.histories import pair_times, segments_before
 
 RECENCY = "recency_seconds"
@@ -70,11 +67,7 @@ class ActivitySpec:
 
 
 def activity(
-    behaviors: Behaviors,
-    contract: BehaviorContract,
-    spec: ActivitySpec,
-    entities: Ids,
-    as_of_us: int | Int64s,
+    behaviors: Behaviors, contract: BehaviorContract, spec: ActivitySpec, entities: Ids, as_of_us: int | Int64s
 ) -> pa.Table:
     """Activity of entities as of any times, from behaviors strictly before each time.
 

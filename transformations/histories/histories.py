@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids, Int32s, Int64s
+from feast_embeddings.models.encoder import HistoryBatch, segments
 from feast_embeddings.models.errors import BehaviorSourceError
-from feast_embeddings.transformations.behaviors.ordering import bisect_segments, concat_ids, lex_order, ragged, ranks
-from feast_embeddings.transformations.behaviors.table import Behaviors
+from feast_embeddings.models.types import Bools, Float32s, Float64s, Ids, Int32s, Int64s
+from feast_embeddings.transformations.behaviors import Behaviors, bisect_segments, concat_ids, lex_order, ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """N behaviors in any order, each with the row of the histories that it belongs to.
+
+    Attributes:
+        owner: int64 [N].
+        items: Raw item ids [N].
+        behavior_types: int32 [N].
+        times: int64 [N], microseconds since the epoch, UTC.
+        values: [N], NaN where there is none; float32 to be merged.
+    """
+
+    owner: Int64s
+    items: Ids
+    behavior_types: Int32s
+    times: Int64s
+    values: Float32s | Float64s
+
+    def __len__(self) -> int:
+        """Number of behaviors, N."""
+        return len(self.owner)
+
+    def where(self, mask: Bools) -> Arrivals:
+        """Those where ``mask`` (bool [N]) is true."""
+        return Arrivals(
+            self.owner[mask], self.items[mask], self.behavior_types[mask], self.times[mask], self.values[mask]
+        )
 
 
 class Histories:
@@ -41,7 +70,7 @@ class Histories:
         times = _paired_times(entities, as_of_us, length)
         start, end = segments_before(self.behaviors, entities, times)
         start = np.maximum(start, end - length)
-        rows, offsets = ragged(start, end - start)
+        rows, offsets = segments(start, end - start)
         return HistoryBatch(
             offsets=offsets,
             items=self.behaviors.items[rows],
@@ -82,49 +111,28 @@ def extend(
         raise BehaviorSourceError(
             "Some new behaviors are not before as_of_us; pass behaviors.between(…, as_of_us), and the rest later."
         )
-    new = (behaviors.items, behaviors.behavior_types, behaviors.times_us, behaviors.values)
-    return merged(previous, owner_of_new, *new, length, times)
+    columns = (behaviors.items, behaviors.behavior_types, behaviors.times_us, behaviors.values)
+    return merged(previous, Arrivals(owner_of_new, *columns), length, times)
 
 
-def merged(
-    previous: HistoryBatch,
-    owner: Int64s,
-    items: Ids,
-    behavior_types: Int32s,
-    times: Int64s,
-    values: Float32s,
-    length: int,
-    as_of: Int64s,
-) -> HistoryBatch:
-    """What ``extend`` does, unchecked, from columns [N] in any order and the row of ``previous`` each belongs to."""
-    owners = np.concatenate([np.repeat(np.arange(len(previous)), previous.lengths), owner])
-    columns: dict[str, Any] = {
-        "items": concat_ids([previous.items, items]),
-        "behavior_types": np.concatenate([previous.behavior_types, behavior_types]),
-        "times": np.concatenate([previous.times, times]),
-        "values": np.concatenate([previous.values, values]),
-    }
-    order = lex_order(owners, columns["times"], ranks(columns["items"]), columns["behavior_types"], columns["values"])
+def merged(previous: HistoryBatch, new: Arrivals, length: int, as_of: Int64s) -> HistoryBatch:
+    """What ``extend`` does, unchecked: ``previous`` [B] and what is new of each, as of ``as_of`` (int64 [B])."""
+    names = ("behavior_types", "times", "values")
+    columns: dict[str, Any] = {name: np.concatenate([getattr(previous, name), getattr(new, name)]) for name in names}
+    owners, items = np.concatenate([previous.owner, new.owner]), concat_ids([previous.items, new.items])
+    order = lex_order(owners, columns["times"], ranks(items), columns["behavior_types"], columns["values"])
     ends = np.cumsum(np.bincount(owners, minlength=len(previous))).astype(np.int64)
     starts = np.maximum(np.concatenate([[0], ends[:-1]]), ends - length).astype(np.int64)[: len(ends)]
-    rows, offsets = ragged(starts, ends - starts)
-    kept = order[rows]
-    return HistoryBatch(offsets=offsets, as_of=as_of, **{name: column[kept] for name, column in columns.items()})
+    rows, offsets = segments(starts, ends - starts)
+    return HistoryBatch(offsets, items, as_of=as_of, **columns).gathered(order[rows], offsets, as_of)
 
 
 def empty_histories(entities: Ids, behaviors: Behaviors) -> HistoryBatch:
     """One empty history per entity, with the id type of ``behaviors``: what ``extend`` starts from."""
-    return HistoryBatch(
-        offsets=np.zeros(len(entities) + 1, dtype=np.int64),
-        items=behaviors.items[:0],
-        behavior_types=np.empty(0, dtype=np.int32),
-        times=np.empty(0, dtype=np.int64),
-        values=np.empty(0, dtype=np.float32),
-        as_of=np.zeros(len(entities), dtype=np.int64),
-    )
+    return HistoryBatch.empty(behaviors.items, np.zeros(len(entities), dtype=np.int64))
 
 
-def locate(known: Ids, wanted: Ids) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+def locate(known: Ids, wanted: Ids) -> tuple[Int64s, Bools]:
     """Position of each wanted id in ``known`` (ascending, unique), 0 if absent; and whether it is there."""
     if not len(known) or not len(wanted):
         return np.zeros(len(wanted), dtype=np.int64), np.zeros(len(wanted), dtype=np.bool_)

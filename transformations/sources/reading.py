@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from glob import glob
+from operator import and_
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from feast_embeddings.models.encoder.batch import Ids, Int64s
 from feast_embeddings.models.errors import BehaviorSourceError
-from feast_embeddings.transformations.behaviors.columns import check_columns, check_names
-from feast_embeddings.transformations.behaviors.contract import BehaviorContract
-from feast_embeddings.transformations.behaviors.times import DAY_US, read_times, ticks_at_or_after
+from feast_embeddings.models.types import Bools, Ids, Int64s
+from feast_embeddings.transformations.behaviors import (
+    DAY_US,
+    BehaviorContract,
+    check_columns,
+    check_names,
+    read_times,
+    ticks_at_or_after,
+)
 
 _SUFFIXES = (".parquet", ".pq")
 
@@ -42,49 +48,30 @@ class Files:
 Place = str | Path | Files
 
 
-@dataclass(frozen=True, slots=True)
-class _Bounds:
-    """``start <= time < end`` in microseconds; None is open."""
+Bounds = tuple[int | None, int | None]
+"""``from <= time < until`` in microseconds since the epoch, UTC; None is open."""
 
-    start: int | None
-    end: int | None
-
-    @property
-    def open(self) -> bool:
-        return self.start is None and self.end is None
-
-    def hold(self, us: Int64s) -> npt.NDArray[np.bool_]:
-        inside = np.ones(len(us), dtype=np.bool_)
-        if self.start is not None:
-            inside &= us >= self.start
-        if self.end is not None:
-            inside &= us < self.end
-        return inside
+_OPEN: Bounds = (None, None)
 
 
 def read_behaviors(
     path: Place,
     contract: BehaviorContract,
     *,
-    event_from_us: int | None = None,
-    event_until_us: int | None = None,
-    created_from_us: int | None = None,
-    created_until_us: int | None = None,
+    event_us: Bounds = _OPEN,
+    created_us: Bounds = _OPEN,
     entities: Ids | None = None,
     undated: bool = True,
 ) -> pa.Table:
     """The contract's raw columns of the rows within the bounds; the bounds reach the parquet statistics.
 
-    Bounds are microseconds since the epoch, UTC: ``from <= time < until``. A row without a created time
-    counts as created at its event time. No row is judged here: that is ``prepare``'s work.
+    A row without a created time counts as created at its event time. No row is judged here: that is ``prepare``'s work.
 
     Args:
         path: A parquet file, a folder (with its subfolders and hive partitions), or a glob.
         contract: Which columns to read.
-        event_from_us: Earliest event time.
-        event_until_us: End of the event times, exclusive.
-        created_from_us: Earliest created time.
-        created_until_us: End of the created times, exclusive.
+        event_us: Bounds of the event time.
+        created_us: Bounds of the created time.
         entities: Only behaviors of these: int64 or str [B].
         undated: Whether to return rows whose event time is null, or has no zone while the contract declares
             none. No bound on event time can place them, and ``prepare`` quarantines them. A job that reads
@@ -95,16 +82,15 @@ def read_behaviors(
             parquet, or a column is missing or of an impossible type.
     """
     dataset = _open(path, contract)
-    event, created = _Bounds(event_from_us, event_until_us), _Bounds(created_from_us, created_until_us)
-    filters = [
-        _superset(dataset.schema, contract, contract.event_time, event),
-        _superset(dataset.schema, contract, contract.created_time, created),
+    wanted = _all_of(
+        _superset(dataset.schema, contract, contract.event_time, event_us),
+        _superset(dataset.schema, contract, contract.created_time, created_us),
         _belongs(dataset.schema.field(contract.entity), entities),
-    ]
-    table = _scan(dataset, contract, [part for part in filters if part is not None], path)
-    if event.open and created.open and undated:
+    )
+    table = _scan(dataset, contract, wanted, path)
+    if event_us == created_us == _OPEN and undated:
         return table
-    return table.filter(pa.array(_inside(table, contract, event, created, undated=undated)))
+    return table.filter(pa.array(_inside(table, contract, event_us, created_us, undated=undated)))
 
 
 def scan_behaviors(
@@ -116,8 +102,8 @@ def scan_behaviors(
         BehaviorSourceError: As ``read_behaviors``.
     """
     dataset = _open(path, contract)
-    event, created = _Bounds(None, event_until_us), _Bounds(None, created_until_us)
-    wanted = _both(
+    event, created = (None, event_until_us), (None, created_until_us)
+    wanted = _all_of(
         _superset(dataset.schema, contract, contract.event_time, event),
         _superset(dataset.schema, contract, contract.created_time, created),
     )
@@ -134,13 +120,14 @@ def scan_entities(path: Place, contract: BehaviorContract, *, event_until_us: in
         BehaviorSourceError: As ``read_behaviors``.
     """
     dataset = _open(path, contract)
-    wanted = _superset(dataset.schema, contract, contract.event_time, _Bounds(None, event_until_us))
+    wanted = _superset(dataset.schema, contract, contract.event_time, (None, event_until_us))
     for batch in _batches(dataset, [contract.entity], wanted, path):
         yield batch.column(0)
 
 
-def _both(first: ds.Expression | None, second: ds.Expression | None) -> ds.Expression | None:
-    return first & second if first is not None and second is not None else first if second is None else second
+def _all_of(*filters: ds.Expression | None) -> ds.Expression | None:
+    given = [part for part in filters if part is not None]
+    return reduce(and_, given) if given else None
 
 
 def _batches(
@@ -230,10 +217,7 @@ def _plain(field: pa.Field) -> pa.Field:
     return pa.field(field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type)
 
 
-def _scan(dataset: ds.Dataset, contract: BehaviorContract, filters: list[ds.Expression], path: Place) -> pa.Table:
-    wanted = None
-    for part in filters:
-        wanted = part if wanted is None else wanted & part
+def _scan(dataset: ds.Dataset, contract: BehaviorContract, wanted: ds.Expression | None, path: Place) -> pa.Table:
     try:
         return dataset.to_table(columns=list(contract.columns.values()), filter=wanted)
     except (pa.ArrowInvalid, OSError) as error:
@@ -253,20 +237,21 @@ def _usable(kind: pa.DataType, contract: BehaviorContract) -> bool:
 
 
 def _superset(
-    schema: pa.Schema, contract: BehaviorContract, column: str | None, bounds: _Bounds
+    schema: pa.Schema, contract: BehaviorContract, column: str | None, bounds: Bounds
 ) -> ds.Expression | None:
     """A filter that keeps every row the bounds may hold, and the rows without a time; None keeps all."""
-    if column is None or bounds.open or not _usable(schema.field(column).type, contract):
+    if column is None or bounds == _OPEN or not _usable(schema.field(column).type, contract):
         return None
     kind = schema.field(column).type
     # Wall times are at most 14 hours off UTC: a day of slack here, exact bounds after the read.
     slack = DAY_US if kind.tz is None and contract.naive_time_zone != "UTC" else 0
     times = ds.field(column)
     inside = times.is_valid()
-    if bounds.start is not None:
-        inside &= times >= _scalar(bounds.start - slack, kind)
-    if bounds.end is not None:
-        inside &= times < _scalar(bounds.end + slack, kind)
+    start, end = bounds
+    if start is not None:
+        inside &= times >= _scalar(start - slack, kind)
+    if end is not None:
+        inside &= times < _scalar(end + slack, kind)
     return inside | times.is_null()
 
 
@@ -285,18 +270,22 @@ def _belongs(field: pa.Field, entities: Ids | None) -> ds.Expression | None:
     return column.cast(pa.string()).isin(pa.array(entities, pa.string()))
 
 
-def _inside(
-    table: pa.Table, contract: BehaviorContract, event: _Bounds, created: _Bounds, *, undated: bool
-) -> npt.NDArray[np.bool_]:
+def _inside(table: pa.Table, contract: BehaviorContract, event: Bounds, created: Bounds, *, undated: bool) -> Bools:
     happened = read_times(table[contract.event_time], contract.naive_time_zone)
     dated = ~happened.missing & happened.zoned
-    kept = np.where(dated, event.hold(happened.us), undated)
+    kept = np.where(dated, _within(event, happened.us), undated)
     written_us, known = happened.us, dated
     if contract.created_time is not None:
         written = read_times(table[contract.created_time], contract.naive_time_zone)
         has_created = ~written.missing & written.zoned
         written_us, known = np.where(has_created, written.us, happened.us), dated | has_created
-    return np.asarray(kept & np.where(known, created.hold(written_us), undated), dtype=np.bool_)
+    return np.asarray(kept & np.where(known, _within(created, written_us), undated), dtype=np.bool_)
+
+
+def _within(bounds: Bounds, us: Int64s) -> Bools:
+    start, end = bounds
+    inside = np.ones(len(us), dtype=np.bool_) if start is None else us >= start
+    return inside if end is None else inside & (us < end)
 
 
 def _first_line(error: BaseException) -> str:

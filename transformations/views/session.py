@@ -1,8 +1,9 @@
 """The session embedding: an on-demand view that encodes a stored history together with a request's own behaviors.
 
 Feast rebuilds the transformation of an on-demand view from its source text, without any of its module's globals. So
-the text holds the whole declaration, as JSON, and calls :func:`session_vectors`. Which encoder answers is known only
-to whoever serves: see :func:`serve_sessions_with`.
+the text holds the whole declaration, as JSON, and calls :func:`session_vectors`. It imports that from the face of the
+package, because the text stays in registries: a module may move. Which encoder answers is known only to whoever
+serves: see :func:`serve_sessions_with`.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from typing import Any, Final, cast
 import numpy as np
 from feast import FeatureView, Field, OnDemandFeatureView, RequestSource
 from feast.transformation.udf_rehydrate import rehydrate_udf_from_source
-from feast.types import Array, FeastType, Float32, Float64, Int64, String
+from feast.types import Array, Float32, Float64, Int64, String
 
-from feast_embeddings.models.encoder.batch import Float32s
 from feast_embeddings.models.errors import DeclarationError, OnlineStoreError
-from feast_embeddings.transformations.behaviors.cleaning import CleaningRules
-from feast_embeddings.transformations.behaviors.contract import BehaviorContract
+from feast_embeddings.models.types import Float32s
+from feast_embeddings.transformations.behaviors import BehaviorContract, CleaningRules
 from feast_embeddings.transformations.views import tags
-from feast_embeddings.transformations.views.declarations import contract_of, kind_of, rules_of
+from feast_embeddings.transformations.views.behaviors import ID_TYPES, contract_of, rules_of
 
-ITEMS, TYPES, TIMES, VALUES = SESSION_INPUTS = ("session_items", "session_types", "session_times", "session_values")
+SESSION_VALUES: Final = "session_values"
+SESSION_INPUTS: Final = ("session_items", "session_types", "session_times", SESSION_VALUES)
 """Request data of a session: items, names of behavior types, times in microseconds UTC, and values where declared."""
 
 Columns = Mapping[str, Sequence[Any]]
@@ -34,7 +35,7 @@ Columns = Mapping[str, Sequence[Any]]
 
 _SOURCE: Final = """\
 def session_embedding(inputs):
-    from feast_embeddings.transformations.views.session import session_vectors
+    from feast_embeddings.transformations import session_vectors
 
     return session_vectors(inputs, {spec!r})
 """
@@ -96,7 +97,6 @@ def session_embedding_view(
     space: str | None = None,
     with_values: bool = False,
     exact: bool = False,
-    description: str = "",
 ) -> OnDemandFeatureView:
     """Declare the vector of a stored history and a request's own behaviors, in the space that ``embedding`` serves.
 
@@ -114,7 +114,6 @@ def session_embedding_view(
         with_values: Whether a request gives ``session_values``: for encoders that look at values.
         exact: Whether a vector is to be bit for bit what a tick of the same behaviors would store, for several times
             the time; else it agrees within the tolerance of the encoder's numeric paths.
-        description: For people.
 
     Raises:
         DeclarationError: The three views do not belong together.
@@ -132,8 +131,7 @@ def session_embedding_view(
         contract=contract,
         rules=rules_of(behaviors),
     )
-    item: FeastType = String if contract.item_dtype == "string" else Int64
-    kinds = (Array(item), Array(String), Array(Int64), Array(Float64))
+    kinds = (Array(ID_TYPES[contract.item_dtype]), Array(String), Array(Int64), Array(Float64))
     given = SESSION_INPUTS if with_values else SESSION_INPUTS[:3]
     inputs = [Field(name=field, dtype=dtype) for field, dtype in zip(given, kinds, strict=False)]
     source = _SOURCE.format(spec=spec.to_json())
@@ -144,7 +142,6 @@ def session_embedding_view(
         mode="python",
         udf=cast(FunctionType, rehydrate_udf_from_source(source, preferred_name="session_embedding")),
         udf_string=source,
-        description=description,
         tags={tags.KIND: tags.SESSION_KIND, tags.SESSION: spec.to_json()},
     )
 
@@ -188,11 +185,11 @@ def _spec(text: str) -> SessionSpec:
 
 def _check(name: str, history: FeatureView, behaviors: FeatureView, embedding: FeatureView) -> None:
     found = embedding.tags.get(f"{tags.PREFIX}history")
-    if kind_of(embedding) != tags.EMBEDDING_KIND or not found:
+    if tags.kind_of(embedding) != tags.EMBEDDING_KIND or not found:
         raise DeclarationError(
             f"Session view {name!r}: embedding={embedding.name!r} embeds no histories: pass what embedding_view() made."
         )
-    if kind_of(history) != tags.HISTORY_KIND or history.name != found:
+    if tags.kind_of(history) != tags.HISTORY_KIND or history.name != found:
         raise DeclarationError(
             f"Session view {name!r}: history={history.name!r} is not the history view of {embedding.name!r}: "
             f"pass {found!r}."

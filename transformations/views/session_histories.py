@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Final
 
@@ -12,14 +12,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids, Int64s
+from feast_embeddings.models.encoder import HistoryBatch
 from feast_embeddings.models.errors import BehaviorSourceError
-from feast_embeddings.transformations.behaviors.cleaning import CleaningRules, clean
-from feast_embeddings.transformations.behaviors.contract import BehaviorContract
-from feast_embeddings.transformations.behaviors.ordering import concat_ids, lex_order, ranks, starts_of_runs
-from feast_embeddings.transformations.behaviors.table import Behaviors, canonical_schema
-from feast_embeddings.transformations.histories.histories import merged
-from feast_embeddings.transformations.views.session import ITEMS, TIMES, TYPES, VALUES, Columns, SessionSpec
+from feast_embeddings.models.types import Bools, Float32s, Float64s, Ids, Int32s, Int64s
+from feast_embeddings.transformations.behaviors import (
+    BehaviorContract,
+    Behaviors,
+    CleaningRules,
+    canonical_schema,
+    clean,
+    concat_ids,
+    lex_order,
+    ranks,
+    starts_of_runs,
+)
+from feast_embeddings.transformations.histories import Arrivals, merged
+from feast_embeddings.transformations.views.session import SESSION_INPUTS, Columns, SessionSpec
 from feast_embeddings.transformations.views.tags import HISTORY_FEATURES
 
 SKEW_US: Final = 60_000_000
@@ -43,21 +51,6 @@ class Sessions:
     counts: dict[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """Behaviors of the request, flat [N], with the row each belongs to."""
-
-    row: Int64s
-    items: Ids
-    types: Int64s
-    times: Int64s
-    values: npt.NDArray[np.float64]
-
-    def take(self, kept: npt.NDArray[np.bool_]) -> _Given:
-        """Those where ``kept`` is true."""
-        return _Given(self.row[kept], self.items[kept], self.types[kept], self.times[kept], self.values[kept])
-
-
 def session_histories(spec: SessionSpec, inputs: Columns, now_us: int, length: int) -> Sessions:
     """Merge the behaviors of a request into the histories that were stored, row by row.
 
@@ -75,22 +68,21 @@ def session_histories(spec: SessionSpec, inputs: Columns, now_us: int, length: i
     """
     stored = _stored(spec.contract, inputs, now_us)
     given = _given(spec, inputs)
-    good = (given.types >= 0) & (given.times <= now_us + SKEW_US) & (given.times >= -_FIRST_US)
+    good = (given.behavior_types >= 0) & (given.times <= now_us + SKEW_US) & (given.times >= -_FIRST_US)
     good &= ~(np.abs(given.values) > _FLOAT32_MAX)
     if given.items.dtype == object:
         good &= given.items != ""
-    fresh = given.take(good)
-    unseen = fresh.take(_unseen(stored, fresh, spec.with_values))
+    fresh = given.where(good)
+    unseen = fresh.where(_unseen(stored, fresh, spec.with_values))
     new = _cleaned(unseen, spec.contract, spec.rules)
     as_of = stored.as_of.copy()
-    np.maximum.at(as_of, new.row, new.times + 1)
-    types, values = new.types.astype(np.int32), _as_stored(new.values)
-    histories = merged(stored, new.row, new.items, types, new.times, values, length, as_of)
+    np.maximum.at(as_of, new.owner, new.times + 1)
+    histories = merged(stored, replace(new, values=_as_stored(new.values)), length, as_of)
     counts = {
-        "read": len(given.row),
-        "applied": len(new.row),
-        "deduplicated": len(fresh.row) - len(unseen.row),
-        "refused": len(given.row) - len(fresh.row) + len(unseen.row) - len(new.row),
+        "read": len(given),
+        "applied": len(new),
+        "deduplicated": len(fresh) - len(unseen),
+        "refused": len(given) - len(fresh) + len(unseen) - len(new),
     }
     return Sessions(histories, new.items, counts)
 
@@ -108,37 +100,37 @@ def _stored(contract: BehaviorContract, inputs: Columns, now_us: int) -> History
     )
 
 
-def _given(spec: SessionSpec, inputs: Columns) -> _Given:
-    names = (ITEMS, TYPES, TIMES, VALUES) if spec.with_values else (ITEMS, TYPES, TIMES)
-    lengths = {name: _lengths(inputs[name]) for name in names}
-    for name, found in lengths.items():
-        unequal = np.flatnonzero(found != lengths[ITEMS])
+def _given(spec: SessionSpec, inputs: Columns) -> Arrivals:
+    names = SESSION_INPUTS if spec.with_values else SESSION_INPUTS[:3]
+    items, types, times, *values = (inputs[name] for name in names)
+    lengths = [_lengths(inputs[name]) for name in names]
+    for name, found in zip(names, lengths, strict=True):
+        unequal = np.flatnonzero(found != lengths[0])
         if len(unequal):
             row = int(unequal[0])
             raise BehaviorSourceError(
-                f"Row {row} of the request to {spec.view!r} has {lengths[ITEMS][row]} {ITEMS} and {found[row]} {name}: "
+                f"Row {row} of the request to {spec.view!r} has {lengths[0][row]} {names[0]} and {found[row]} {name}: "
                 "give one of each per behavior."
             )
-    rows = np.repeat(np.arange(len(lengths[ITEMS]), dtype=np.int64), lengths[ITEMS])
-    values = _flat(inputs[VALUES], np.float64) if spec.with_values else np.full(len(rows), np.nan)
-    return _Given(
-        row=rows,
-        items=_flat_ids(inputs[ITEMS], spec.contract.item_dtype == "string", ITEMS),
-        types=_codes(inputs[TYPES], spec.contract),
-        times=_flat(inputs[TIMES], np.int64),
-        values=values + 0.0,  # no negative zero, as in a validated table
+    rows = np.repeat(np.arange(len(lengths[0]), dtype=np.int64), lengths[0])
+    return Arrivals(
+        owner=rows,
+        items=_flat_ids(items, spec.contract.item_dtype == "string", names[0]),
+        behavior_types=_codes(types, spec.contract),
+        times=_flat(times, np.int64),
+        values=_flat(values[0], np.float64) + 0.0 if values else np.full(len(rows), np.nan),  # no negative zero
     )
 
 
-def _unseen(stored: HistoryBatch, given: _Given, with_values: bool) -> npt.NDArray[np.bool_]:
+def _unseen(stored: HistoryBatch, given: Arrivals, with_values: bool) -> Bools:
     """Which behaviors of the request are neither stored already nor given before: bool [N].
 
     Without values in the request, behaviors are the same by time, item and type.
     """
     known = len(stored.items)
-    owner = np.concatenate([np.repeat(np.arange(len(stored)), stored.lengths), given.row])
+    owner = np.concatenate([stored.owner, given.owner])
     items = ranks(concat_ids([stored.items, given.items]))
-    types = np.concatenate([stored.behavior_types, given.types])
+    types = np.concatenate([stored.behavior_types, given.behavior_types])
     keys = [owner, np.concatenate([stored.times, given.times]), items, types]
     if with_values:
         keys.append(np.concatenate([stored.values, _as_stored(given.values)]))
@@ -148,31 +140,31 @@ def _unseen(stored: HistoryBatch, given: _Given, with_values: bool) -> npt.NDArr
     return first[known:]
 
 
-def _behaviors(given: _Given) -> Behaviors:
+def _behaviors(given: Arrivals) -> Behaviors:
     """The canonical table, with the rows of the request as entities: one person may stand in several rows."""
     item = pa.array(given.items, pa.string() if given.items.dtype == object else pa.int64())
     schema = canonical_schema(pa.int64(), item.type)
     columns = {
-        "entity": pa.array(given.row),
+        "entity": pa.array(given.owner),
         "item": item,
-        "behavior_type": pa.array(given.types.astype(np.int32)),
+        "behavior_type": pa.array(given.behavior_types),
         "event_time": pa.array(given.times).cast(schema.field("event_time").type),
         "value": pa.array(given.values, mask=np.isnan(given.values)),
-        "created_time": pa.nulls(len(given.row), schema.field("created_time").type),
-        "dedup_id": pa.nulls(len(given.row), pa.string()),
+        "created_time": pa.nulls(len(given), schema.field("created_time").type),
+        "dedup_id": pa.nulls(len(given), pa.string()),
     }
     return Behaviors(pa.table(columns, schema=schema))
 
 
-def _cleaned(given: _Given, contract: BehaviorContract, rules: CleaningRules) -> _Given:
+def _cleaned(given: Arrivals, contract: BehaviorContract, rules: CleaningRules) -> Arrivals:
     """What the cleaning rules leave."""
     limits = [limit for limit in (rules.max_per_day, rules.burst and rules.burst[0]) if limit is not None]
     cancels = rules.cancellations and contract.cancellations
-    if not cancels and len(given.row) <= min(limits, default=len(given.row)):
+    if not cancels and len(given) <= min(limits, default=len(given)):
         return given  # no rule can refuse any of so few
     left = clean(_behaviors(given), contract, rules)
     row = np.repeat(left.entities, np.diff(left.offsets)).astype(np.int64)
-    return _Given(row, left.items, left.behavior_types.astype(np.int64), left.times_us, left.values.astype(np.float64))
+    return Arrivals(row, left.items, left.behavior_types, left.times_us, left.values.astype(np.float64))
 
 
 def _lengths(lists: Sequence[Any]) -> Int64s:
@@ -195,15 +187,15 @@ def _flat_ids(lists: Sequence[Any], text: bool, name: str) -> Ids:
         ) from error
 
 
-def _codes(lists: Sequence[Any], contract: BehaviorContract) -> Int64s:
+def _codes(lists: Sequence[Any], contract: BehaviorContract) -> Int32s:
     """Codes of behavior types by name or alias; -1 for a type that is not declared."""
     names = pa.array(chain.from_iterable(each for each in lists if each is not None), pa.string())
     known = contract.type_codes
     position = pc.index_in(names, pa.array(known, pa.string())).fill_null(len(known)).to_numpy(zero_copy_only=False)
-    codes: Int64s = np.array([*known.values(), -1], np.int64)[position]
+    codes: Int32s = np.array([*known.values(), -1], np.int32)[position]
     return codes
 
 
-def _as_stored(values: npt.NDArray[np.float64]) -> Float32s:
+def _as_stored(values: Float32s | Float64s) -> Float32s:
     """Values as histories hold them: float32, and no negative zero, to which tiny negative values round."""
     return values.astype(np.float32) + np.float32(0.0)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from feast import FeatureView
+
+from feast_embeddings.models.errors import DeclarationError
+
 PREFIX = "feast_embeddings."
 
 KIND = f"{PREFIX}kind"
@@ -35,3 +39,24 @@ EMBEDDING = "embedding"
 """The feature of an embedding view."""
 HISTORY_FEATURES = ("history_items", "history_types", "history_times", "history_values")
 """Features of a history view: items (int64 or string), types (int32), times (int64 µs), values (float32)."""
+
+_BUILDERS = {"behaviors": "behaviors_view", "activity": "activity_view"}
+
+
+def kind_of(view: FeatureView) -> str | None:
+    """What kind of view this package declared it as; None for a view that it did not declare."""
+    return view.tags.get(KIND)
+
+
+def tag_of(view: FeatureView, kind: str, key: str) -> str:
+    """A tag of a view of a kind.
+
+    Raises:
+        DeclarationError: The view is of another kind, or has no such tag.
+    """
+    if view.tags.get(KIND) != kind or key not in view.tags:
+        raise DeclarationError(
+            f"Feature view {view.name!r} is not one of {kind} (tag {KIND} is {view.tags.get(KIND)!r}"
+            f"{'' if key in view.tags else f', tag {key} is missing'}). Declare it with {_BUILDERS[kind]}(…)."
+        )
+    return str(view.tags[key])

@@ -22,8 +22,9 @@ from feast_embeddings.models import (
     save_encoder,
     train_autoencoder,
 )
-from feast_embeddings.models.autoencoder.trainer import distinct_items, split_behaviors
+from feast_embeddings.models.autoencoder.trainer import split_behaviors
 from feast_embeddings.models.errors import BehaviorSourceError, DeclarationError
+from feast_embeddings.models.evaluation import distinct_items
 
 TYPES = ("view", "cart", "buy")
 VARIANTS = ("article", "denoising", "likelihood", "variational")

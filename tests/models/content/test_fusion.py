@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from feast_embeddings.models import FusionEncoder, ItemFeatures, ItemIndex, fusing, train
-from feast_embeddings.models.content.fusion import FusedItems
+from feast_embeddings.models.content.fusion import FusedItems, Fusion
 from feast_embeddings.models.content.item_features import fit_modalities
 from feast_embeddings.models.errors import DeclarationError
 
@@ -62,7 +62,7 @@ def test_missing_modalities_leave_finite_vectors(fused, missing):
 
 def test_gates_weigh_only_what_is_there():
     """Given one modality of two, when a row is mixed, then it is that modality, whatever the gates say."""
-    table = FusedItems(4, 1, fit_modalities(features()), {}, 0.0).eval()
+    table = FusedItems(4, Fusion(1, fit_modalities(features()), {}, 0.0)).eval()
     parts = torch.randn(2, 4, 4)
     only = torch.tensor([[False, True, False, False], [False] * 4])
     mixed = table.mix(parts, only)

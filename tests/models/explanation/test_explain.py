@@ -15,7 +15,7 @@ from feast_embeddings.models import (
     explain,
 )
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.models.explanation.attribution import kept, without_each
+from feast_embeddings.models.explanation.attribution import without_each
 from feast_embeddings.models.explanation.explain import TOLERANCE
 
 METHODS = ("integrated_gradients", "attention", "deletion")
@@ -31,7 +31,7 @@ def histories(make_markov) -> HistoryBatch:
     """Ten histories of the Markov world, of 1 … 12 behaviors, and an empty one."""
     whole = make_markov(users=11, seed=3)
     mask = np.concatenate([np.arange(12) < length for length in (1, 2, 3, 4, 5, 6, 8, 10, 12, 12, 0)])
-    return kept(whole, mask)
+    return whole.where(mask)
 
 
 def owners(histories: HistoryBatch) -> np.ndarray:
@@ -76,7 +76,7 @@ def test_deletion_is_what_the_vector_loses(encoder, histories):
     for position in (0, 4, 20):
         row = owners(cut)[position]
         mask = np.arange(len(cut.items)) != position
-        without = encoder.encode(kept(cut, mask))[row] if cut.lengths[row] > 1 else np.zeros(encoder.dim)
+        without = encoder.encode(cut.where(mask))[row] if cut.lengths[row] > 1 else np.zeros(encoder.dim)
         vector = encoder.encode(cut)[row]
         direction = vector / np.linalg.norm(vector)
         assert found.attributions[position] == pytest.approx((vector - without) @ direction, abs=1e-5)

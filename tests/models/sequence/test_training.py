@@ -8,8 +8,7 @@ import torch
 
 from feast_embeddings.models import Ragged, SequenceConfig, TrainingConfig, evaluate_ranking, train
 from feast_embeddings.models.errors import ArtifactError, BehaviorSourceError, DeclarationError
-from feast_embeddings.models.evaluation.baselines import popularity
-from feast_embeddings.models.evaluation.ranking import inner_products
+from feast_embeddings.models.evaluation import inner_products, popularity
 
 
 def weights(result) -> dict[str, np.ndarray]:
@@ -68,8 +67,9 @@ def test_a_resumed_run_ends_in_the_weights_of_an_undisturbed_one(
     encoder = replace(small_config.encoder, dropout=dropout, item_dropout=0.1)
     config = replace(small_config, encoder=encoder, max_epochs=4, decay_epochs=decay_epochs)
     undisturbed = train(config, make_markov(200), behavior_types=["view"])
-    train(replace(config, max_epochs=2), make_markov(200), behavior_types=["view"], checkpoint_dir=tmp_path)
-    resumed = train(config, make_markov(200), behavior_types=["view"], checkpoint_dir=tmp_path)
+    kept = replace(config, checkpoint_dir=tmp_path)
+    train(replace(kept, max_epochs=2), make_markov(200), behavior_types=["view"])
+    resumed = train(kept, make_markov(200), behavior_types=["view"])
     assert len(resumed.epochs) == 4
     assert same_weights(resumed, undisturbed)
 
@@ -92,29 +92,29 @@ def test_steps_become_smaller_as_the_rate_decays(small_config, make_markov):
 
 
 def test_a_finished_run_is_not_trained_again(small_config, make_markov, tmp_path):
-    config = replace(small_config, max_epochs=1)
-    first = train(config, make_markov(50), behavior_types=["view"], checkpoint_dir=tmp_path)
-    second = train(config, make_markov(50), behavior_types=["view"], checkpoint_dir=tmp_path)
+    config = replace(small_config, max_epochs=1, checkpoint_dir=tmp_path)
+    first = train(config, make_markov(50), behavior_types=["view"])
+    second = train(config, make_markov(50), behavior_types=["view"])
     assert second.epochs == first.epochs
     assert same_weights(first, second)
 
 
 def test_a_checkpoint_of_another_run_is_refused(small_config, make_markov, tmp_path):
-    config = replace(small_config, max_epochs=1)
-    train(config, make_markov(50), behavior_types=["view"], checkpoint_dir=tmp_path)
+    config = replace(small_config, max_epochs=1, checkpoint_dir=tmp_path)
+    train(config, make_markov(50), behavior_types=["view"])
     with pytest.raises(ArtifactError, match=r"belongs to another configuration.*resume=False"):
-        train(config, make_markov(50, seed=1), behavior_types=["view"], checkpoint_dir=tmp_path)
-    over = train(config, make_markov(50, seed=1), behavior_types=["view"], checkpoint_dir=tmp_path, resume=False)
+        train(config, make_markov(50, seed=1), behavior_types=["view"])
+    over = train(replace(config, resume=False), make_markov(50, seed=1), behavior_types=["view"])
     assert len(over.epochs) == 1
 
 
 def test_a_damaged_checkpoint_is_named(small_config, make_markov, tmp_path):
-    config = replace(small_config, max_epochs=1)
-    train(config, make_markov(50), behavior_types=["view"], checkpoint_dir=tmp_path)
+    config = replace(small_config, max_epochs=1, checkpoint_dir=tmp_path)
+    train(config, make_markov(50), behavior_types=["view"])
     (tensors,) = tmp_path.glob("*.safetensors")
     tensors.write_bytes(tensors.read_bytes()[:100])
     with pytest.raises(ArtifactError, match=r"is damaged.*resume=False"):
-        train(config, make_markov(50), behavior_types=["view"], checkpoint_dir=tmp_path)
+        train(config, make_markov(50), behavior_types=["view"])
 
 
 def test_patience_ends_training(small_config, make_histories):

@@ -8,7 +8,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_embeddings.models.encoder.preprocessing import ValueNormalizer
+from feast_embeddings.models.encoder import ValueNormalizer
 from feast_embeddings.transformations import BehaviorContract, BehaviorType, CleaningRules, prepare
 
 DAY = 86_400_000_000

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_embeddings.models.encoder.batch import HistoryBatch, Ids
+from feast_embeddings.models.encoder import HistoryBatch
 from feast_embeddings.models.errors import BehaviorSourceError
+from feast_embeddings.models.types import Ids
 from feast_embeddings.transformations import Behaviors, Histories, empty_histories, extend
 
 STAMP = pa.timestamp("us", tz="UTC")

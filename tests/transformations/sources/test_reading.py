@@ -80,7 +80,7 @@ def test_hive_partitions_are_columns(stored: Callable[..., Path], tmp_path: Path
 def test_files_may_differ_in_width_and_unit(stored: Callable[..., Path], tmp_path: Path) -> None:
     stored(rows([0], uid=pa.array([1], pa.int32())), "log/a.parquet")
     stored(rows([1], pa.timestamp("ms", tz="UTC"), kind=pa.array(["buy"]).dictionary_encode()), "log/b.parquet")
-    table = read_behaviors(tmp_path / "log", contract(), event_until_us=START + SECOND)
+    table = read_behaviors(tmp_path / "log", contract(), event_us=(None, START + SECOND))
     assert table["kind"].to_pylist() == ["view"]
 
 
@@ -96,8 +96,7 @@ def test_bounds_hold_in_every_unit_and_zone(
     table = read_behaviors(
         path,
         contract(naive_time_zone=declared),
-        event_from_us=START + 1 - SECOND // 2,
-        event_until_us=START + 2 * SECOND,
+        event_us=(START + 1 - SECOND // 2, START + 2 * SECOND),
     )
     assert table["uid"].to_pylist() == [0, 1, 4]
 
@@ -111,7 +110,7 @@ def test_bounds_hold_for_wall_times_across_changes_of_clocks(stored: Callable[..
     declared = contract(naive_time_zone=zone)
     everything = prepare(read_behaviors(path, declared), declared, CleaningRules(), 2 * START).behaviors
     for bound in range(START, START + 365 * 86_400 * SECOND, 37 * 86_400 * SECOND):
-        part = read_behaviors(path, declared, event_from_us=bound, event_until_us=bound + 86_400 * SECOND)
+        part = read_behaviors(path, declared, event_us=(bound, bound + 86_400 * SECOND))
         assert part.num_rows == len(everything.between(bound, bound + 86_400 * SECOND))
 
 
@@ -144,10 +143,8 @@ def test_bounds_select_what_they_say(
     table = read_behaviors(
         path,
         contract(created_time="written"),
-        event_from_us=bounds[0],
-        event_until_us=bounds[1],
-        created_from_us=bounds[2],
-        created_until_us=bounds[3],
+        event_us=bounds[:2],
+        created_us=bounds[2:],
         undated=undated,
     )
     assert table["uid"].to_pylist() == wanted
@@ -155,8 +152,8 @@ def test_bounds_select_what_they_say(
 
 def test_naive_times_without_a_declared_zone_are_undated(stored: Callable[..., Path]) -> None:
     path = stored(rows([0, 1], pa.timestamp("us")))
-    assert read_behaviors(path, contract(), event_until_us=0).num_rows == 2
-    assert read_behaviors(path, contract(), event_until_us=0, undated=False).num_rows == 0
+    assert read_behaviors(path, contract(), event_us=(None, 0)).num_rows == 2
+    assert read_behaviors(path, contract(), event_us=(None, 0), undated=False).num_rows == 0
 
 
 @pytest.mark.parametrize(
@@ -189,7 +186,7 @@ def test_a_folder_without_tables_is_named(tmp_path: Path) -> None:
 def test_a_table_without_rows_is_an_error_but_a_window_without_rows_is_not(stored: Callable[..., Path]) -> None:
     with pytest.raises(BehaviorSourceError, match="has no rows"):
         read_behaviors(stored(rows([])), contract())
-    assert read_behaviors(stored(rows([0])), contract(), event_until_us=START).num_rows == 0
+    assert read_behaviors(stored(rows([0])), contract(), event_us=(None, START)).num_rows == 0
 
 
 def test_a_truncated_file_is_named(stored: Callable[..., Path]) -> None:

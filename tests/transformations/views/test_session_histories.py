@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_embeddings.models.encoder.batch import HistoryBatch
+from feast_embeddings.models.encoder import HistoryBatch
 from feast_embeddings.models.errors import BehaviorSourceError
 from feast_embeddings.transformations import BehaviorContract, Behaviors, BehaviorType, CleaningRules, Histories
-from feast_embeddings.transformations.behaviors.table import canonical_schema
+from feast_embeddings.transformations.behaviors import canonical_schema
 from feast_embeddings.transformations.views.session import SESSION_INPUTS, SessionSpec
 from feast_embeddings.transformations.views.session_histories import SKEW_US, session_histories
 from feast_embeddings.transformations.views.tags import HISTORY_FEATURES
