@@ -25,13 +25,7 @@ from feast_embeddings.materialize.online.stores import embedding_store
 from feast_embeddings.materialize.ticks.activity import write_activity
 from feast_embeddings.materialize.ticks.runner import Outcome, Runner
 from feast_embeddings.materialize.upkeep.retire import retire_in_background
-from feast_embeddings.transformations.views.tags import (
-    ACTIVITY_KIND,
-    BEHAVIORS_KIND,
-    EMBEDDING_KIND,
-    HISTORY_KIND,
-    KIND,
-)
+from feast_embeddings.transformations.views import ACTIVITY_KIND, BEHAVIORS_KIND, EMBEDDING_KIND, HISTORY_KIND, KIND
 
 
 class EmbeddingEngineConfig(FeastConfigBaseModel):

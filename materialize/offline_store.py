@@ -43,7 +43,7 @@ from feast_embeddings.materialize.serving.plan import pinned_space, ttl_us
 from feast_embeddings.models import read_manifest
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations import activity_spec_of
-from feast_embeddings.transformations.views.tags import EMBEDDING, KIND, PREFIX
+from feast_embeddings.transformations.views import EMBEDDING, KIND, PREFIX
 
 _Columns = Mapping[str, pa.ChunkedArray]
 

@@ -19,7 +19,7 @@ import feast_embeddings.transformations as transformations_names
 from feast_embeddings.materialize.cli.main import app
 from feast_embeddings.materialize.declare.views import spec_of
 from feast_embeddings.materialize.demo.scaffold import write_repo
-from feast_embeddings.transformations.views.session import session_spec_of
+from feast_embeddings.transformations.views import session_spec_of
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from feast_embeddings.materialize.learning.evaluate import (
     evaluate_policies,
 )
 from feast_embeddings.materialize.learning.frontier import Frontier, Point, draw
-from feast_embeddings.models.evaluation.evaluate import Evaluation
+from feast_embeddings.models.evaluation import Evaluation
 
 Store = Callable[[Path], FeatureStore]
 

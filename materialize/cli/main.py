@@ -31,7 +31,7 @@ from feast_embeddings.materialize.upkeep.retire import retire
 from feast_embeddings.models import align as align_encoders
 from feast_embeddings.models import load_encoder, save_encoder
 from feast_embeddings.models.errors import DeclarationError, FeastEmbeddingsError
-from feast_embeddings.models.explanation.explain import Method
+from feast_embeddings.models.explanation import Method
 
 app = typer.Typer(
     help="Embedding features for Feast: fresh, comparable, replayable and cheap.",

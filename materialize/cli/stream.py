@@ -25,7 +25,7 @@ from feast_embeddings.materialize.stream.redis_streams import agreed_partitions,
 from feast_embeddings.materialize.stream.worker import StreamOptions
 from feast_embeddings.models.errors import DeclarationError, StreamError
 from feast_embeddings.transformations import contract_of
-from feast_embeddings.transformations.behaviors.durations import duration_us
+from feast_embeddings.transformations.behaviors import duration_us
 
 Repo = Annotated[Path, typer.Option("--repo", "-C", help="The feature repo's folder.")]
 View = Annotated[str | None, typer.Option(help="The embedding view, where several are declared.")]

@@ -16,9 +16,9 @@ from typing import Literal
 
 import numpy as np
 
-from feast_embeddings.models.encoder.batch import Float32s, Int64s
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.transformations.behaviors.durations import duration_us
+from feast_embeddings.models.types import Float32s, Int64s
+from feast_embeddings.transformations.behaviors import duration_us
 
 Context = Literal["window", "new"]
 

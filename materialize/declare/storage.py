@@ -14,8 +14,8 @@ from typing import Final, Literal, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from feast_embeddings.models.encoder.batch import Float32s
 from feast_embeddings.models.errors import OnlineStoreError
+from feast_embeddings.models.types import Float32s
 
 Storage = Literal["float32", "float16", "int8"]
 STORAGES: Final[tuple[str, ...]] = get_args(Storage)

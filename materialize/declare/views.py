@@ -19,7 +19,7 @@ from feast_embeddings.materialize.declare.storage import STORAGES, Storage
 from feast_embeddings.models import HistoryBatch, load_encoder, read_manifest
 from feast_embeddings.models.errors import ArtifactError, DeclarationError
 from feast_embeddings.transformations import contract_of
-from feast_embeddings.transformations.views.tags import (
+from feast_embeddings.transformations.views import (
     BEHAVIORS,
     EMBEDDING,
     EMBEDDING_KIND,

@@ -30,8 +30,8 @@ from feast_embeddings.materialize.demo.shop import EVENTS, write_shop
 from feast_embeddings.materialize.learning.explain import EntityExplanation, explain_entity
 from feast_embeddings.materialize.learning.train import train_declared
 from feast_embeddings.models import SequenceConfig, TrainingConfig
-from feast_embeddings.models.encoder.batch import Ids
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.types import Ids
 from feast_embeddings.transformations import BehaviorContract
 
 _DAY = timedelta(days=1)

@@ -10,7 +10,7 @@ from feast import FeatureStore
 
 from feast_embeddings.materialize.demo.reads import Rows, historical
 from feast_embeddings.materialize.files.workspace import Workspace, embedding_specs
-from feast_embeddings.models.encoder.batch import Int64s
+from feast_embeddings.models.types import Int64s
 
 
 @dataclass(frozen=True)

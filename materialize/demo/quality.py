@@ -8,13 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from feast_embeddings.materialize.serving.vectors import Vectors
-from feast_embeddings.models.encoder.batch import Ids, Int64s
-from feast_embeddings.models.encoder.preprocessing import ItemIndex
+from feast_embeddings.models.encoder import ItemIndex
 from feast_embeddings.models.errors import SpaceError
-from feast_embeddings.models.evaluation.baselines import popularity, repeat_purchase
-from feast_embeddings.models.evaluation.evaluate import evaluate
-from feast_embeddings.models.evaluation.ranking import Ragged, Scorer, inner_products
-from feast_embeddings.models.evaluation.splits import RankingTask
+from feast_embeddings.models.evaluation import (
+    Ragged,
+    RankingTask,
+    Scorer,
+    evaluate,
+    inner_products,
+    popularity,
+    repeat_purchase,
+)
+from feast_embeddings.models.types import Ids, Int64s
 from feast_embeddings.transformations import Behaviors, Histories
 
 _WEEK_US = 7 * 86_400_000_000

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from feast_embeddings.materialize.demo.reads import Rows
-from feast_embeddings.models.encoder.batch import Float32s
+from feast_embeddings.models.types import Float32s
 
 
 @dataclass(frozen=True)

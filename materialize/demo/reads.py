@@ -11,7 +11,7 @@ from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.files.embedding_log import matrix_of
-from feast_embeddings.models.encoder.batch import Float32s, Int64s
+from feast_embeddings.models.types import Float32s, Int64s
 from feast_embeddings.transformations import Behaviors
 
 FEATURES = ["user_embedding:embedding", "item_embedding:embedding"]

@@ -26,7 +26,7 @@ from feast_embeddings.materialize.serving.vectors import Vectors, read_vectors
 from feast_embeddings.materialize.ticks.cutover import Cutovers
 from feast_embeddings.materialize.ticks.milestones import CUTOVER, listening
 from feast_embeddings.materialize.ticks.progress import progress
-from feast_embeddings.models.encoder.batch import Int64s
+from feast_embeddings.models.types import Int64s
 from feast_embeddings.transformations import Behaviors
 
 START = datetime(2017, 10, 1, tzinfo=UTC)

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_embeddings.materialize.demo.raw_table import RAW_SCHEMA, write_raw_table
-from feast_embeddings.models.encoder.batch import Int64s
 from feast_embeddings.models.errors import BehaviorSourceError
+from feast_embeddings.models.types import Int64s
 
 Float64s = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -23,7 +23,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from feast_embeddings.materialize.files.staged import finish, replace_file, temporary
 from feast_embeddings.transformations import BehaviorContract
-from feast_embeddings.transformations.behaviors.times import TIMESTAMP
+from feast_embeddings.transformations.behaviors import TIMESTAMP
 
 SOURCE, PARTITION, OFFSET, TICK = "_source", "_partition", "_offset", "_tick"
 ORIGIN: Final = pa.schema([(SOURCE, pa.string()), (PARTITION, pa.int32()), (OFFSET, pa.int64()), (TICK, pa.int64())])

@@ -24,7 +24,7 @@ from feast_embeddings.materialize.files.appended import (
 from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.ledger.tombstones import NEVER, Tombstones
-from feast_embeddings.models.encoder.batch import Ids, Int64s
+from feast_embeddings.models.types import Ids, Int64s
 from feast_embeddings.transformations import (
     BehaviorContract,
     Behaviors,
@@ -36,10 +36,8 @@ from feast_embeddings.transformations import (
     read_behaviors,
     rules_of,
 )
-from feast_embeddings.transformations.behaviors.table import schema_of
-from feast_embeddings.transformations.behaviors.times import Times, read_times
-from feast_embeddings.transformations.behaviors.validate import entities_of, validate
-from feast_embeddings.transformations.sources.reading import Files, scan_behaviors, scan_entities
+from feast_embeddings.transformations.behaviors import Times, entities_of, read_times, schema_of, validate
+from feast_embeddings.transformations.sources import Files, scan_behaviors, scan_entities
 
 _DAY_US = 86_400_000_000
 
@@ -101,7 +99,7 @@ class BehaviorLog:
 
         With ``entities`` [n], only theirs.
         """
-        bounds = {"event_until_us": end_us, "created_until_us": self._created(created_until_us)}
+        bounds = {"event_us": (None, end_us), "created_us": (None, self._created(created_until_us))}
         raw = read_behaviors(self._files, self.contract, **bounds, entities=entities, undated=entities is None)
         return self.judged(raw, max(end_us, created_until_us)).behaviors
 
@@ -173,10 +171,8 @@ class BehaviorLog:
         return read_behaviors(
             self._files,
             self.contract,
-            event_from_us=start,
-            event_until_us=end,
-            created_from_us=created_from,
-            created_until_us=created_until,
+            event_us=(start, end),
+            created_us=(created_from, created_until),
             undated=undated,
         )
 

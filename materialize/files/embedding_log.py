@@ -24,10 +24,10 @@ from feast_embeddings.materialize.files.staged import (
     replace_file,
     write_ipc,
 )
-from feast_embeddings.models.encoder.batch import Float32s, Ids
 from feast_embeddings.models.errors import LedgerError
-from feast_embeddings.transformations.behaviors.ordering import concat_ids
-from feast_embeddings.transformations.views.tags import EMBEDDING
+from feast_embeddings.models.types import Float32s, Ids
+from feast_embeddings.transformations.behaviors import concat_ids
+from feast_embeddings.transformations.views import EMBEDDING
 
 __all__ = ["EmbeddingLog", "LogStamp", "ids_of", "matrix_of"]
 

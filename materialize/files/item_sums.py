@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from feast_embeddings.materialize.files.appended import create
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, ids_of
 from feast_embeddings.materialize.files.newest_rows import as_pattern
-from feast_embeddings.models.derived.unseen import UnseenItems
-from feast_embeddings.models.encoder.batch import Ids, Int64s
+from feast_embeddings.models.derived import UnseenItems
+from feast_embeddings.models.types import Ids, Int64s
 
 _NEWEST = """
     SELECT id, sums, support FROM (

@@ -23,8 +23,8 @@ import pyarrow as pa
 
 from feast_embeddings.materialize.declare.storage import Storage, as_stored
 from feast_embeddings.models import HistoryBatch
-from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
 from feast_embeddings.models.errors import LedgerError
+from feast_embeddings.models.types import Float32s, Ids, Int64s
 
 PART_ROWS: Final = 1 << 16
 """Rows that are read of a staged file at once."""

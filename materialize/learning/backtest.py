@@ -17,13 +17,11 @@ import numpy as np
 
 from feast_embeddings.materialize.declare.policy import Due, Full, Hybrid, Incremental, Policy, blend, due
 from feast_embeddings.models import Encoder, HistoryBatch, SequenceEncoder
-from feast_embeddings.models.encoder.batch import Float32s, Int64s
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.models.evaluation.ranking import Bools
-from feast_embeddings.models.evaluation.splits import cut
-from feast_embeddings.models.sequence.cached import CachedState, empty_state
-from feast_embeddings.transformations.behaviors.durations import duration_us
-from feast_embeddings.transformations.behaviors.ordering import bisect_segments
+from feast_embeddings.models.evaluation import cut
+from feast_embeddings.models.sequence import CachedState, empty_state
+from feast_embeddings.models.types import Bools, Float32s, Int64s
+from feast_embeddings.transformations.behaviors import bisect_segments, duration_us
 
 _BEHAVIOR_BYTES = 24
 """Of one behavior of a stored history: item and time 8 each, type and value 4 each."""

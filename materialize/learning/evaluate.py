@@ -18,9 +18,7 @@ from feast_embeddings.materialize.learning.frontier import Frontier
 from feast_embeddings.materialize.learning.train import spec_of_encoder
 from feast_embeddings.models import Encoder, HistoryBatch, ItemIndex, RankingTask, SequenceEncoder, load_encoder
 from feast_embeddings.models.errors import EvaluationError
-from feast_embeddings.models.evaluation.evaluate import BASELINES, Evaluation, evaluate
-from feast_embeddings.models.evaluation.ranking import inner_products
-from feast_embeddings.models.evaluation.splits import time_split
+from feast_embeddings.models.evaluation import BASELINES, Evaluation, evaluate, inner_products, time_split
 from feast_embeddings.transformations import Histories
 
 ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
@@ -57,7 +55,6 @@ def asked(
     until_us: int | None = None,
     sample: int | None = 2000,
     filter_seen: bool = False,
-    seed: int = 0,
 ) -> Question:
     """The declared encoder, and questions from the repo's behavior log. Nothing is trained, and nothing written.
 
@@ -68,9 +65,8 @@ def asked(
         encoder: Its name, where several are declared.
         at_us: The split, microseconds. Default: nine tenths of the behaviors lie before it.
         until_us: Behaviors from then on are left out. Default: now.
-        sample: At most so many questions, drawn by ``seed``.
+        sample: At most so many questions.
         filter_seen: Whether a user's earlier items are taken out of the ranking: right where nobody repeats.
-        seed: Of the sample.
 
     Raises:
         DeclarationError: The repo declares no such encoder.
@@ -90,7 +86,7 @@ def asked(
     whole = Histories(behaviors).as_of(behaviors.entities, end, int(np.diff(behaviors.offsets).max()))
     later = behaviors.items[behaviors.times_us >= at]
     catalogue = ItemIndex.of(np.concatenate([found.item_ids(), later]))
-    task = time_split(whole, at, catalogue=catalogue, follow=True, sample=sample, seed=seed, filter_seen=filter_seen)
+    task = time_split(whole, at, catalogue=catalogue, follow=True, sample=sample, filter_seen=filter_seen)
     _, known = found.encode_items(catalogue.ids)
     return Question(spec, found, whole, replace(task, known=known), at, end)
 

@@ -20,10 +20,10 @@ from feast_embeddings.materialize.serving.nearest import Neighbors, nearest
 from feast_embeddings.materialize.serving.vectors import Vectors, read_vectors
 from feast_embeddings.materialize.upkeep.erase import declared_entity, entity_id_of
 from feast_embeddings.models import Explanation, HistoryBatch, explain
-from feast_embeddings.models.encoder.batch import Float32s, Ids
-from feast_embeddings.models.encoder.protocol import Bools, Encoder
+from feast_embeddings.models.encoder import Encoder
 from feast_embeddings.models.errors import DeclarationError, TickError
-from feast_embeddings.models.explanation.explain import Method, sequence_of
+from feast_embeddings.models.explanation import Method, sequence_of
+from feast_embeddings.models.types import Bools, Float32s, Ids
 from feast_embeddings.transformations import BehaviorContract, contract_of
 
 

@@ -10,8 +10,7 @@ from rich.table import Table
 
 from feast_embeddings.materialize.learning.backtest import Replayed, declaration
 from feast_embeddings.models.errors import EvaluationError
-from feast_embeddings.models.evaluation.bootstrap import Estimate
-from feast_embeddings.models.evaluation.evaluate import Evaluation
+from feast_embeddings.models.evaluation import Estimate, Evaluation
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from feast_embeddings.models import (
     train_autoencoder,
 )
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.models.sequence.training import TrainResult
+from feast_embeddings.models.sequence import TrainResult
 from feast_embeddings.transformations import BehaviorType, Histories
 
 
@@ -124,9 +124,8 @@ def _trained(
     if isinstance(config, AutoEncoderTraining):
         return train_autoencoder(config, histories, behavior_types=names, type_weights=weights, progress=progress)
     checkpoints = artifact.with_name(f"{artifact.name}.checkpoints")
-    return train(
-        config, histories, behavior_types=names, type_weights=weights, checkpoint_dir=checkpoints, progress=progress
-    )
+    config = replace(config, checkpoint_dir=checkpoints)
+    return train(config, histories, behavior_types=names, type_weights=weights, progress=progress)
 
 
 def spec_of_encoder(store: FeatureStore, encoder: str | None) -> EmbeddingSpec:

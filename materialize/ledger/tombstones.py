@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from feast_embeddings.materialize.ledger.database import Database
 from feast_embeddings.materialize.ledger.schema import erasures
-from feast_embeddings.models.encoder.batch import Int64s
+from feast_embeddings.models.types import Int64s
 
 NEVER = np.iinfo(np.int64).min
 """The time of erasure of an entity that was not erased."""

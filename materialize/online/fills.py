@@ -24,8 +24,9 @@ from feast_embeddings.materialize.online.manifest import Manifest
 from feast_embeddings.materialize.online.removal import delete_fill
 from feast_embeddings.materialize.online.scripts import call
 from feast_embeddings.materialize.online.versions import forget_changes, record_change
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids, Int64s
+from feast_embeddings.models.encoder import HistoryBatch
 from feast_embeddings.models.errors import OnlineStoreError
+from feast_embeddings.models.types import Float32s, Ids, Int64s
 from feast_embeddings.transformations.views import tags
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import redis
 
 from feast_embeddings.materialize.online import keys
 from feast_embeddings.materialize.online.commands import Strings, argument, arguments, framed_commands, take_parsed
-from feast_embeddings.models.encoder.batch import Ids
+from feast_embeddings.models.types import Ids
 
 if TYPE_CHECKING:
     from feast_embeddings.materialize.online_store import EmbeddingOnlineStore

@@ -18,7 +18,7 @@ from feast.infra.online_stores.helpers import _mmh3
 from feast.protos.feast.types.Value_pb2 import ValueType
 
 from feast_embeddings.materialize.online.commands import FEW, Strings, listed
-from feast_embeddings.models.encoder.batch import Ids
+from feast_embeddings.models.types import Ids
 
 _GLOB = re.compile(rb"([*?\[\]\\^])")
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from feast_embeddings.models.encoder.batch import Int64s
+from feast_embeddings.models.types import Int64s
 
 _SECONDS, _NANOS, _TICK = b"\x08", b"\x10", b"\x7a\x10"  # fields 1 and 2, varints; field 15, 16 bytes
 _VARINT: Final = 5  # bytes of a padded one: 35 bits, seconds from 1970 to 3058

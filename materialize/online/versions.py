@@ -16,7 +16,7 @@ import numpy as np
 from feast_embeddings.materialize.online import keys
 from feast_embeddings.materialize.online.commands import reads
 from feast_embeddings.materialize.online.scripts import call
-from feast_embeddings.models.encoder.batch import Ids
+from feast_embeddings.models.types import Ids
 
 VERSION: Final = b"version"
 VERSIONS_KEPT: Final = 64

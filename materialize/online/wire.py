@@ -20,8 +20,8 @@ from google.protobuf.message import DecodeError
 
 from feast_embeddings.materialize.declare.storage import Storage, packed, unpacked
 from feast_embeddings.materialize.online.commands import rows_as_bytes
-from feast_embeddings.models.encoder.batch import Float32s, Int32s, Int64s
 from feast_embeddings.models.errors import OnlineStoreError, SpaceError
+from feast_embeddings.models.types import Float32s, Int32s, Int64s
 
 Bytes = npt.NDArray[np.uint8]
 _PACKED = b"\x0a"  # field 1, length-delimited

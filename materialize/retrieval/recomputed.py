@@ -19,7 +19,7 @@ from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.models import HistoryBatch
-from feast_embeddings.models.encoder.batch import Ids, Int64s
+from feast_embeddings.models.types import Ids, Int64s
 from feast_embeddings.transformations import (
     ActivitySpec,
     Behaviors,
@@ -30,7 +30,7 @@ from feast_embeddings.transformations import (
     prepare,
     read_behaviors,
 )
-from feast_embeddings.transformations.views.tags import HISTORY_FEATURES
+from feast_embeddings.transformations.views import HISTORY_FEATURES
 
 _Part = tuple[Int64s, HistoryBatch, Int64s]
 _BLOCK = 20_000
@@ -223,7 +223,7 @@ def _of(behaviors: Behaviors, entities: npt.NDArray[Any]) -> Behaviors:
 def _until(log: BehaviorLog, ids: Ids, until_us: int, rules: CleaningRules) -> Behaviors:
     """The behaviors of ``ids`` before a time, by ``rules``."""
     entities = cast(Ids, np.unique(ids))
-    raw = read_behaviors(log.path, log.contract, event_until_us=until_us, entities=entities, undated=False)
+    raw = read_behaviors(log.path, log.contract, event_us=(None, until_us), entities=entities, undated=False)
     return prepare(log.living(raw), log.contract, rules, max(until_us, now_us())).behaviors
 
 

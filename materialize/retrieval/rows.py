@@ -18,8 +18,8 @@ from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_
 from feast.saved_dataset import SavedDatasetStorage
 from feast.types import String
 
-from feast_embeddings.models.encoder.batch import Int64s
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.types import Int64s
 
 ROW = "__feast_embeddings_row"
 _UTC_US = pa.timestamp("us", tz="UTC")

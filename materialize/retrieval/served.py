@@ -21,9 +21,9 @@ import pyarrow.dataset as ds
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog
 from feast_embeddings.materialize.ledger.ledger import Ledger
-from feast_embeddings.models.encoder.batch import Float32s, Int64s
 from feast_embeddings.models.errors import LedgerError, SpaceError
-from feast_embeddings.transformations.views.tags import EMBEDDING
+from feast_embeddings.models.types import Float32s, Int64s
+from feast_embeddings.transformations.views import EMBEDDING
 
 VECTOR = pa.list_(pa.float32())
 ALWAYS = np.iinfo(np.int64).min

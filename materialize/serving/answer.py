@@ -16,7 +16,7 @@ import numpy as np
 from feast import RepoConfig
 
 from feast_embeddings.materialize.online.manifest import Manifest
-from feast_embeddings.transformations.views.session import SESSION_INPUTS, VALUES
+from feast_embeddings.transformations.views import SESSION_INPUTS, SESSION_VALUES
 
 if TYPE_CHECKING:
     from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
@@ -82,7 +82,7 @@ def _column(name: str, lists: Sequence[Any]) -> Sequence[Any]:
         return lists
     if all(each is None or (isinstance(each, list | tuple | np.ndarray) and not len(each)) for each in lists):
         return [None] * len(lists)
-    if name == VALUES:
+    if name == SESSION_VALUES:
         return [
             None if each is None else [np.nan if value is None else float(value) for value in each] for each in lists
         ]

@@ -23,7 +23,7 @@ from feast_embeddings.materialize.online.manifest import FillRef, Manifest
 from feast_embeddings.materialize.online.removal import entity_batches
 from feast_embeddings.materialize.online.versions import VERSION, changed_since
 from feast_embeddings.materialize.serving.plan import MAX_PLANS, pinned_space
-from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
+from feast_embeddings.models.types import Float32s, Ids, Int64s
 from feast_embeddings.transformations.views import tags
 
 if TYPE_CHECKING:

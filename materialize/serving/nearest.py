@@ -15,8 +15,8 @@ from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.serving.fill_copy import FillSnapshot
 from feast_embeddings.materialize.serving.plan import ttl_us
 from feast_embeddings.materialize.serving.vectors import Vectors, find
-from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
 from feast_embeddings.models.errors import DeclarationError, SpaceError
+from feast_embeddings.models.types import Float32s, Ids, Int64s
 
 Metric = Literal["inner", "cosine"]
 Float64s = npt.NDArray[np.float64]

@@ -25,8 +25,8 @@ from feast_embeddings.materialize.online.commands import Strings, queue_hmgets
 from feast_embeddings.materialize.online.framed import FramedRows
 from feast_embeddings.materialize.online.manifest import Manifest
 from feast_embeddings.materialize.serving.response import Entities, add_columns, entities_of, redis_keys
-from feast_embeddings.models.encoder.batch import Int64s
 from feast_embeddings.models.errors import SpaceError
+from feast_embeddings.models.types import Int64s
 from feast_embeddings.transformations.views import tags
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnline
 
 from feast_embeddings.materialize.online import keys, tick_stamps, wire
 from feast_embeddings.materialize.online.commands import Strings
-from feast_embeddings.models.encoder.batch import Ids
-from feast_embeddings.transformations.views.tags import EMBEDDING
+from feast_embeddings.models.types import Ids
+from feast_embeddings.transformations.views import EMBEDDING
 
 _KEY_VERSION: Final = 3  # of Feast's serialization, the one that keys.py writes
 _FIELDS: Final = GetOnlineFeaturesResponse.FeatureVector.DESCRIPTOR.fields_by_name

@@ -12,8 +12,8 @@ from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.serving.nearest import Metric, Neighbors, nearest
 from feast_embeddings.materialize.serving.vectors import find, read_vectors
 from feast_embeddings.models import TextEncoder
-from feast_embeddings.models.encoder.batch import Ids
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.types import Ids
 
 _workspaces: dict[tuple[str, str], Workspace] = {}  # an encoder with its text model is loaded once in a process
 

@@ -21,8 +21,7 @@ from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.serving import metrics
 from feast_embeddings.materialize.serving.answer import Answer, current_answer
 from feast_embeddings.models import Encoder, HistoryBatch
-from feast_embeddings.models.encoder.batch import Float32s, Ids
-from feast_embeddings.models.encoder.preprocessing import lookup_of
+from feast_embeddings.models.encoder import lookup_of
 from feast_embeddings.models.errors import (
     ArtifactError,
     DeclarationError,
@@ -30,15 +29,16 @@ from feast_embeddings.models.errors import (
     OnlineStoreError,
     SpaceError,
 )
-from feast_embeddings.transformations.views.session import (
+from feast_embeddings.models.types import Float32s, Ids
+from feast_embeddings.transformations.views import (
+    HISTORY_FEATURES,
     SESSION_INPUTS,
     Columns,
     SessionSpec,
     serve_sessions_with,
+    session_histories,
     session_spec_of,
 )
-from feast_embeddings.transformations.views.session_histories import session_histories
-from feast_embeddings.transformations.views.tags import HISTORY_FEATURES
 
 _log = logging.getLogger(__name__)
 KEPT: Final = 4

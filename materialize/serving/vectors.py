@@ -16,8 +16,8 @@ from feast_embeddings.materialize.online.commands import FEW, PackedReads, reads
 from feast_embeddings.materialize.online.framed import FramedReads, FramedRows
 from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.serving.plan import Read, ViewRead, kind_of, pinned_space, ttl_us
-from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.types import Float32s, Ids, Int64s
 from feast_embeddings.transformations.views import tags
 
 if TYPE_CHECKING:

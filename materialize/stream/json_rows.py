@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_embeddings.transformations import BehaviorContract
-from feast_embeddings.transformations.behaviors.times import TIMESTAMP
+from feast_embeddings.transformations.behaviors import TIMESTAMP
 
 _INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 _FINE: Final = re.compile(r"(\.[0-9]{6})[0-9]+")

@@ -36,10 +36,16 @@ from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.stream.payloads import Decoded
 from feast_embeddings.materialize.stream.source import Delivery
-from feast_embeddings.models.encoder.batch import HistoryBatch, Ids, Int64s
+from feast_embeddings.models.encoder import HistoryBatch
+from feast_embeddings.models.types import Ids, Int64s
 from feast_embeddings.transformations import Behaviors, Histories, prepare
-from feast_embeddings.transformations.behaviors.cleaning import deduplicate, refusals
-from feast_embeddings.transformations.behaviors.validate import QUARANTINE_SCHEMA, quarantine_rows, validate
+from feast_embeddings.transformations.behaviors import (
+    QUARANTINE_SCHEMA,
+    deduplicate,
+    quarantine_rows,
+    refusals,
+    validate,
+)
 
 TOO_LATE: Final = "older than the allowed lateness"
 POISON: Final = pa.schema(

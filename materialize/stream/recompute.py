@@ -32,11 +32,11 @@ from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.stream.declared import behavior_log_of, user_spec
 from feast_embeddings.models import HistoryBatch
-from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
 from feast_embeddings.models.errors import LedgerError
+from feast_embeddings.models.types import Float32s, Ids, Int64s
 from feast_embeddings.transformations import Behaviors, Histories, extend, prepare
-from feast_embeddings.transformations.behaviors.validate import validate
-from feast_embeddings.transformations.views.tags import EMBEDDING
+from feast_embeddings.transformations.behaviors import validate
+from feast_embeddings.transformations.views import EMBEDDING
 
 Row = tuple[int | str, bytes]
 _Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

@@ -13,8 +13,8 @@ import numpy as np
 
 from feast_embeddings.materialize.ledger.records import Ranges
 from feast_embeddings.materialize.stream.source import Delivery, Positions, partition_of
-from feast_embeddings.models.encoder.batch import Int64s
 from feast_embeddings.models.errors import StreamError
+from feast_embeddings.models.types import Int64s
 from feast_embeddings.transformations import BehaviorContract
 
 

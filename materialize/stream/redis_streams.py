@@ -18,8 +18,8 @@ import redis
 from feast_embeddings.materialize.ledger.records import Ranges
 from feast_embeddings.materialize.online.scripts import call
 from feast_embeddings.materialize.stream.source import Delivery, Positions, joined, partition_of
-from feast_embeddings.models.encoder.batch import Int64s
 from feast_embeddings.models.errors import LeaseError, StreamError
+from feast_embeddings.models.types import Int64s
 
 FIELD: Final = b"behavior"
 PARTITIONS: Final = 8

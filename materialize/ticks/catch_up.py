@@ -23,11 +23,10 @@ from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.ticks.view_work import ViewWork
 from feast_embeddings.models import HistoryBatch
-from feast_embeddings.models.encoder.batch import Float32s, Int64s
+from feast_embeddings.models.types import Float32s, Int64s
 from feast_embeddings.transformations import Behaviors
-from feast_embeddings.transformations.behaviors.ordering import lex_order
-from feast_embeddings.transformations.behaviors.table import content_keys
-from feast_embeddings.transformations.histories.histories import merged
+from feast_embeddings.transformations.behaviors import content_keys, lex_order
+from feast_embeddings.transformations.histories import Arrivals, merged
 
 MOST_TICKS: Final = 128
 """Ticks that are applied at once, at most."""
@@ -130,7 +129,7 @@ class CatchUp:
         rows = members.by_tick[rows]
         found = members.behaviors
         columns = (found.items[rows], found.behavior_types[rows], found.times_us[rows], found.values[rows])
-        return merged(before, owner, *columns, length, ends_us)
+        return merged(before, Arrivals(owner, *columns), length, ends_us)
 
     def _blended(self, pairs: _Pairs, ends_us: Int64s, extracted: Float32s) -> Float32s:
         """The vectors [n] of pairs, each blended with what the tick before had made of its entity."""

@@ -26,7 +26,7 @@ from feast_embeddings.materialize.online.manifest import FillRef, Manifest
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.models.errors import SpaceError
-from feast_embeddings.transformations.behaviors.ordering import concat_ids
+from feast_embeddings.transformations.behaviors import concat_ids
 
 
 class Cutovers:

@@ -27,10 +27,10 @@ from feast_embeddings.materialize.retrieval.served import served_vectors
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.ticks.pipeline import Pipeline
 from feast_embeddings.materialize.ticks.view_work import ViewWork
-from feast_embeddings.models.derived.unseen import UnseenItems, trained_length
-from feast_embeddings.models.encoder.batch import Float32s, Int64s
-from feast_embeddings.models.encoder.protocol import Encoder
+from feast_embeddings.models.derived import UnseenItems, trained_length
+from feast_embeddings.models.encoder import Encoder
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.types import Float32s, Int64s
 
 _MEMBERS = ("entity", "item")
 

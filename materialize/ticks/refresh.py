@@ -22,7 +22,7 @@ from feast_embeddings.materialize.ticks.progress import counter
 from feast_embeddings.materialize.ticks.ranges import snapshot
 from feast_embeddings.materialize.ticks.view_work import ENCODE_ROWS, ViewWork
 from feast_embeddings.models import Encoder
-from feast_embeddings.models.encoder.batch import Float32s
+from feast_embeddings.models.types import Float32s
 from feast_embeddings.transformations import Histories, Prepared
 
 

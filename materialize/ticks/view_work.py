@@ -19,10 +19,10 @@ from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.ticks.progress import counter
 from feast_embeddings.models import Encoder, HistoryBatch
-from feast_embeddings.models.encoder.batch import Float32s, Ids
 from feast_embeddings.models.errors import DeclarationError, OvertakenError
-from feast_embeddings.transformations.behaviors.contract import IdType
-from feast_embeddings.transformations.views.tags import EMBEDDING
+from feast_embeddings.models.types import Float32s, Ids
+from feast_embeddings.transformations.behaviors import IdType
+from feast_embeddings.transformations.views import EMBEDDING
 
 ENCODE_ROWS = 8192
 

@@ -29,7 +29,7 @@ from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.stream.dead_letters import PoisonMessages
 from feast_embeddings.materialize.upkeep.standstill import standstill
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.transformations.views.tags import ACTIVITY_KIND, KIND
+from feast_embeddings.transformations.views import ACTIVITY_KIND, KIND
 
 _INTEGERS = (ValueType.INT64, ValueType.INT32)
 

@@ -27,10 +27,11 @@ from feast_embeddings.materialize.stream.judge import histories_left_by_stream
 from feast_embeddings.materialize.ticks.cutover import manifest_of
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.upkeep.standstill import standstill
-from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids, Int64s
+from feast_embeddings.models.encoder import HistoryBatch
 from feast_embeddings.models.errors import LedgerError, OnlineStoreError
-from feast_embeddings.transformations.behaviors.ordering import concat_ids
-from feast_embeddings.transformations.views.tags import EMBEDDING
+from feast_embeddings.models.types import Float32s, Ids, Int64s
+from feast_embeddings.transformations.behaviors import concat_ids
+from feast_embeddings.transformations.views import EMBEDDING
 
 
 @dataclass

@@ -29,7 +29,7 @@ from feast_embeddings.materialize.online.removal import SCAN_COUNT, entity_batch
 from feast_embeddings.materialize.online.versions import forget_changes
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.ticks.milestones import reached
-from feast_embeddings.transformations.views.tags import EMBEDDING
+from feast_embeddings.transformations.views import EMBEDDING
 
 KEYS_PER_SECOND: Final = 50_000
 """Looked at, at most: a core of Redis looks at several hundred thousand."""

@@ -10,7 +10,7 @@ from repo_fixture import ITEMS, USERS, day, shop
 
 from feast_embeddings.materialize import nearest, read_vectors
 from feast_embeddings.models import load_encoder
-from feast_embeddings.models.encoder.artifact import ENCODER_KINDS
+from feast_embeddings.models.encoder import ENCODER_KINDS
 from feast_embeddings.models.errors import ArtifactError
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "own_encoder.md").read_text()

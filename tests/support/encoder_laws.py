@@ -34,8 +34,8 @@ from feast_embeddings.models import (
     compressed,
     fusing,
 )
-from feast_embeddings.models.content.text import TextMap
-from feast_embeddings.models.encoder.device import choose_device
+from feast_embeddings.models.content import TextMap
+from feast_embeddings.models.encoder import choose_device
 
 TYPES = ("view", "cart", "buy")
 INTEGERS = np.arange(60)

@@ -30,8 +30,8 @@ from feast_embeddings.materialize.ticks.milestones import listening
 from feast_embeddings.materialize.ticks.runner import Outcome, Runner
 from feast_embeddings.materialize.upkeep.retire import retire
 from feast_embeddings.models import HistoryBatch, ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
-from feast_embeddings.models.encoder.batch import Ids
 from feast_embeddings.models.errors import LeaseError
+from feast_embeddings.models.types import Ids
 from feast_embeddings.transformations import Behaviors
 
 HOUR = 3_600_000_000

@@ -13,7 +13,7 @@ from feast_embeddings.transformations.behaviors.ordering import (
 )
 from feast_embeddings.transformations.behaviors.prepare import Counts, Prepared, prepare
 from feast_embeddings.transformations.behaviors.quarantine import Quarantine
-from feast_embeddings.transformations.behaviors.table import Behaviors, canonical_schema
+from feast_embeddings.transformations.behaviors.table import Behaviors, canonical_schema, content_keys, schema_of
 from feast_embeddings.transformations.behaviors.times import DAY_US, TIMESTAMP, Times, read_times, ticks_at_or_after
 from feast_embeddings.transformations.behaviors.validate import (
     QUARANTINE_SCHEMA,
@@ -41,6 +41,7 @@ __all__ = [
     "check_names",
     "clean",
     "concat_ids",
+    "content_keys",
     "deduplicate",
     "duration_us",
     "entities_of",
@@ -48,6 +49,7 @@ __all__ = [
     "prepare",
     "quarantine_rows",
     "ranks",
+    "schema_of",
     "read_times",
     "refusals",
     "starts_of_runs",

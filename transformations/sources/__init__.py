@@ -1,5 +1,5 @@
 """Reading a behavior table, whole or in parts."""
 
-from feast_embeddings.transformations.sources.reading import read_behaviors, scan_behaviors, scan_entities
+from feast_embeddings.transformations.sources.reading import Files, read_behaviors, scan_behaviors, scan_entities
 
-__all__ = ["read_behaviors", "scan_behaviors", "scan_entities"]
+__all__ = ["Files", "read_behaviors", "scan_behaviors", "scan_entities"]

@@ -10,8 +10,8 @@ import pytest
 
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, LogStamp
 from feast_embeddings.models import HistoryBatch
-from feast_embeddings.models.encoder.batch import Float32s, Ids
 from feast_embeddings.models.errors import LedgerError
+from feast_embeddings.models.types import Float32s, Ids
 
 DIM = 4
 DAY = 86_400_000_000

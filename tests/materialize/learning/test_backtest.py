@@ -12,7 +12,7 @@ from feast_embeddings.materialize.declare.policy import Policy
 from feast_embeddings.materialize.learning.backtest import Backtest, Candidate, Questions, declaration, scheduled
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.models.evaluation.splits import cut
+from feast_embeddings.models.evaluation import cut
 from feast_embeddings.transformations import Histories
 
 POLICIES = [

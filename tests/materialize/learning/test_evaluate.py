@@ -18,9 +18,7 @@ from feast_embeddings.materialize.learning.evaluate import around, asked, evalua
 from feast_embeddings.materialize.learning.frontier import Frontier, draw
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.errors import EvaluationError
-from feast_embeddings.models.evaluation.evaluate import BASELINES, Evaluation, evaluate
-from feast_embeddings.models.evaluation.ranking import Ragged, Scorer
-from feast_embeddings.models.evaluation.splits import leave_one_out
+from feast_embeddings.models.evaluation import BASELINES, Evaluation, Ragged, Scorer, evaluate, leave_one_out
 
 RUN = CliRunner()
 SPLIT = datetime.fromtimestamp(day(5) / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%S")

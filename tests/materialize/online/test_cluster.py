@@ -10,7 +10,7 @@ from servers_fixture import BINARIES, running_cluster
 from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online import keys
 from feast_embeddings.materialize.serving.vectors import read_vectors
-from feast_embeddings.models.encoder.batch import HistoryBatch
+from feast_embeddings.models.encoder import HistoryBatch
 from feast_embeddings.models.errors import OnlineStoreError
 
 IDS = np.arange(200)

