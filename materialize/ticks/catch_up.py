@@ -121,7 +121,11 @@ class CatchUp:
         """The history of each pair as its tick leaves it, or of the tick's own behaviors alone."""
         members = self._members
         ids, length = members.behaviors.entities[pairs.entity], self.work.kept(self.refresh)
-        before = self._stored_histories.of(ids) if window else _nothing(len(ids), members.behaviors)
+        before = (
+            self._stored_histories.of(ids)
+            if window
+            else HistoryBatch.empty(members.behaviors.items, np.zeros(len(ids), np.int64))
+        )
         start = members.behaviors.offsets[:-1][pairs.entity] if window else pairs.start
         counts = pairs.end - start
         owner = np.repeat(np.arange(len(ids)), counts)
@@ -202,11 +206,3 @@ class _Members:
         end = np.append(start[1:], len(self._owner)).astype(np.int64)[: len(start)]
         pairs = _Pairs(self._owner[start].astype(np.int64), self._sorted[start], start, end)
         return pairs.take(np.flatnonzero(np.isin(pairs.tick, numbers)))
-
-
-def _nothing(count: int, behaviors: Behaviors) -> HistoryBatch:
-    none = np.empty(0, np.int64)
-    as_of = np.zeros(count, np.int64)
-    return HistoryBatch(
-        np.zeros(count + 1, np.int64), behaviors.items[:0], np.empty(0, np.int32), none, np.empty(0, np.float32), as_of
-    )

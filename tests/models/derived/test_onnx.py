@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from feast_embeddings.models import Encoder, ItemIndex, OnnxEncoder, SequenceConfig, SequenceEncoder, ValueNormalizer
-from feast_embeddings.models.onnx_runtime import quantized
+from feast_embeddings.models.derived.onnx import quantized
 
 TYPES = ("view", "cart", "buy")
 
