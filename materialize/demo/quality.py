@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from feast_embeddings.materialize.serving.vectors import Vectors
+from feast_embeddings.materialize.serving import Vectors
 from feast_embeddings.models.encoder.batch import Ids, Int64s
 from feast_embeddings.models.encoder.preprocessing import ItemIndex
 from feast_embeddings.models.errors import SpaceError

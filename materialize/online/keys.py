@@ -11,13 +11,12 @@ import struct
 from collections.abc import Sequence
 from functools import lru_cache
 
+import mmh3
 import numpy as np
-import numpy.typing as npt
 from feast.infra.key_encoding_utils import serialize_entity_key_prefix
-from feast.infra.online_stores.helpers import _mmh3
 from feast.protos.feast.types.Value_pb2 import ValueType
 
-from feast_embeddings.materialize.online.commands import FEW, Strings, listed
+from feast_embeddings.materialize.online.commands import FEW, Strings, between, listed
 from feast_embeddings.models.encoder.batch import Ids
 
 _GLOB = re.compile(rb"([*?\[\]\\^])")
@@ -31,11 +30,11 @@ def qualified(view: str, fill: str) -> str:
 @lru_cache(maxsize=4096)
 def feature_field(name: str, feature: str) -> bytes:
     """Hash field of a feature: 4 bytes; ``name`` is a view, or a view qualified by its fill."""
-    return bytes(_mmh3(f"{name}:{feature}"))
+    return struct.pack("<I", mmh3.hash(f"{name}:{feature}", signed=False))
 
 
 def timestamp_field(name: str) -> bytes:
-    """Hash field of the event timestamp of ``name``; where ticks write, a stamp with their number (stamps.py)."""
+    """Hash field of the event timestamp of ``name``; where ticks write, a stamp with their number (tick_stamps.py)."""
     return f"_ts:{name}".encode()
 
 
@@ -49,13 +48,8 @@ def changes_key(project: str, name: str) -> bytes:
     return f"feast-embeddings:{project}:changes:{name}".encode()
 
 
-def writer_key(project: str, name: str) -> bytes:
-    """Key of the hash that names the only writer of a fill (``fresh_fill.py``); :func:`changes_pattern` matches it."""
-    return changes_key(project, f"{name}:writer")
-
-
 def changes_pattern(project: str, view: str) -> bytes:
-    """Glob for ``SCAN``: :func:`changes_key` and :func:`writer_key` of every fill of a view, and nothing else."""
+    """Glob for ``SCAN``: :func:`changes_key` of every fill of a view, and nothing else."""
     return _GLOB.sub(rb"\\\1", changes_key(project, qualified(view, ""))) + b"*"
 
 
@@ -99,9 +93,7 @@ def entity_key_rows(project: str, join_key: str, ids: Ids | list[int]) -> String
     start = prefix + struct.pack("<II", ValueType.INT64, 8)
     if len(ids) < FEW:
         return [start + struct.pack("<q", value) + suffix for value in ids]
-    head = np.frombuffer(start, np.uint8)
-    values = np.ascontiguousarray(ids, "<i8").view(np.uint8).reshape(len(ids), 8)
-    return _between(head, values, np.frombuffer(suffix, np.uint8))
+    return between(start, np.ascontiguousarray(ids, "<i8").view(np.uint8).reshape(len(ids), 8), suffix)
 
 
 @lru_cache
@@ -117,15 +109,6 @@ def ids_of(entity_keys: Sequence[bytes], join_key: str) -> Ids:
         return np.frombuffer(raw, "<i8").astype(np.int64)
     ends = (start + struct.unpack_from("<I", key, start - 4)[0] for key in entity_keys)
     return np.array([key[start:end].decode() for key, end in zip(entity_keys, ends, strict=True)], dtype=object)
-
-
-def _between(
-    head: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8], tail: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.uint8]:
-    end = len(head) + rows.shape[1]
-    out = np.empty((len(rows), end + len(tail)), np.uint8)
-    out[:, : len(head)], out[:, len(head) : end], out[:, end:] = head, rows, tail
-    return out
 
 
 def scan_pattern(project: str, join_keys: Sequence[str]) -> bytes:

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from feast import FeatureView
 
+from feast_embeddings.materialize.declare.kinds import kind_of
 from feast_embeddings.materialize.online import keys
-from feast_embeddings.materialize.serving.plan import kind_of
 
 SCAN_COUNT: Final = 1000
 PAUSE_SECONDS: Final = 0.001  # between steps, so that reads go first

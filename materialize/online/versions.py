@@ -15,7 +15,7 @@ import numpy as np
 
 from feast_embeddings.materialize.online import keys
 from feast_embeddings.materialize.online.commands import reads
-from feast_embeddings.materialize.online.scripts import call
+from feast_embeddings.materialize.online.scripts import call_script
 from feast_embeddings.models.encoder.batch import Ids
 
 VERSION: Final = b"version"
@@ -32,7 +32,7 @@ def record_change(client: Any, project: str, name: str, ids: Ids) -> None:
     """
     # A random start, so that a hash made anew after a loss does not repeat a version that a reader knows.
     start = secrets.randbits(48)
-    call(client, "record_change.lua", [keys.changes_key(project, name)], [start, VERSIONS_KEPT, _packed(ids)])
+    call_script(client, "record_change.lua", [keys.changes_key(project, name)], [start, VERSIONS_KEPT, _packed(ids)])
 
 
 def forget_changes(client: Any, project: str, name: str) -> None:

@@ -11,23 +11,29 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
-from feast import FeatureView, RepoConfig
+from feast import FeatureView
 
-from feast_embeddings.materialize.online import keys, tick_stamps, wire
-from feast_embeddings.materialize.online.commands import reads
-from feast_embeddings.materialize.online.manifest import FillRef, Manifest
-from feast_embeddings.materialize.online.removal import entity_batches
-from feast_embeddings.materialize.online.versions import VERSION, changed_since
-from feast_embeddings.materialize.serving.plan import MAX_PLANS, pinned_space
+from feast_embeddings.materialize.declare.kinds import pinned_space
+from feast_embeddings.materialize.online import (
+    VERSION,
+    FillRef,
+    Manifest,
+    OnlineServer,
+    changed_since,
+    entity_batches,
+    keys,
+    reads,
+    tick_stamps,
+    wire,
+)
+from feast_embeddings.materialize.serving.plan import MAX_PLANS
 from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
 from feast_embeddings.transformations.views import tags
-
-if TYPE_CHECKING:
-    from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 
 _READ_ROWS: Final = 1000
 
@@ -94,7 +100,7 @@ class SnapshotCache:
         self._held: dict[str, FillSnapshot] = {}
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
-    def served(self, online: EmbeddingOnlineStore, config: RepoConfig, view: FeatureView, feature: str) -> Served:
+    def served(self, server: OnlineServer, view: FeatureView, feature: str) -> Served:
         """The rows of the view's live fill, or of its pinned one.
 
         Raises:
@@ -102,10 +108,10 @@ class SnapshotCache:
             OnlineStoreError: Redis cannot be reached, or holds something else there.
         """
         encoder, space = view.tags[tags.ENCODER], pinned_space(view)
-        manifest = online.manifests.get(config.project, encoder)
+        manifest = server.manifests.get(encoder)
         for plan in range(MAX_PLANS):
             ref = _fill_of(manifest, view.name, space)
-            current, version = _check(online, config, encoder, keys.qualified(view.name, ref.fill) if ref else None)
+            current, version = _check(server, encoder, keys.qualified(view.name, ref.fill) if ref else None)
             if current != manifest and plan < MAX_PLANS - 1:
                 manifest = current
                 continue
@@ -115,7 +121,7 @@ class SnapshotCache:
             held = self._held.get(name)
             if held is not None and held.version == version:
                 return Served(held, ref.space, current.generation)
-            held = self._refreshed(online, config, view, feature, name, version, held)
+            held = self._refreshed(server, _Reader(server.project, view, name, feature), version, held)
             self._drop_others(view.name, current)
             if plan == MAX_PLANS - 1:  # a writer is never done: these rows are newer than the call
                 return Served(held, ref.space, current.generation)
@@ -124,22 +130,19 @@ class SnapshotCache:
         return Served(empty, "", manifest.generation if manifest else 0)
 
     def _refreshed(
-        self,
-        online: EmbeddingOnlineStore,
-        config: RepoConfig,
-        view: FeatureView,
-        feature: str,
-        name: str,
-        version: bytes | None,
-        held: FillSnapshot | None,
+        self, server: OnlineServer, reader: _Reader, version: bytes | None, held: FillSnapshot | None
     ) -> FillSnapshot:
-        with self._locks[name], online.redis(config) as client:
+        name = reader.name
+        with self._locks[name], server.client() as client:
             other = self._held.get(name)
             if other is not None and other is not held:  # another thread has been here; the caller checks again
                 return other
-            reader = _Reader(client, config.project, view, name, feature)
-            ids = changed_since(client, config.project, name, held.version, version) if held else None
-            fresh = reader.everything(version) if held is None or ids is None else reader.changed(held, ids, version)
+            ids = changed_since(client, server.project, name, held.version, version) if held else None
+            fresh = (
+                reader.everything(client, version)
+                if held is None or ids is None
+                else reader.changed(client, held, ids, version)
+            )
             self._held[name] = fresh
             return fresh
 
@@ -152,6 +155,14 @@ class SnapshotCache:
             self._held.pop(name, None)
 
 
+_caches: WeakKeyDictionary[OnlineServer, SnapshotCache] = WeakKeyDictionary()
+
+
+def snapshots_of(server: OnlineServer) -> SnapshotCache:
+    """The snapshots that this process holds of a server's fills."""
+    return _caches.setdefault(server, SnapshotCache())
+
+
 def _fill_of(manifest: Manifest | None, view: str, space: str | None) -> FillRef | None:
     """The fill to ask about; a manifest of earlier does not decide whether a pinned space is served."""
     if manifest is None:
@@ -160,48 +171,47 @@ def _fill_of(manifest: Manifest | None, view: str, space: str | None) -> FillRef
     return next((ref for ref in kept if ref and space in (None, ref.space)), None)
 
 
-def _check(
-    online: EmbeddingOnlineStore, config: RepoConfig, encoder: str, name: str | None
-) -> tuple[Manifest | None, bytes | None]:
+def _check(server: OnlineServer, encoder: str, name: str | None) -> tuple[Manifest | None, bytes | None]:
     """The manifest as it is now, and the version of a fill's changes: one round trip."""
-    with online.redis(config) as client:
+    with server.client() as client:
         pipe = reads(client)
-        pipe.get(keys.manifest_key(config.project, encoder))
+        pipe.get(keys.manifest_key(server.project, encoder))
         if name is not None:
-            pipe.hmget(keys.changes_key(config.project, name), [VERSION])
+            pipe.hmget(keys.changes_key(server.project, name), [VERSION])
         text, *versions = pipe.execute()
-    return online.manifests.learn(config.project, encoder, text), versions[0][0] if versions else None
+    return server.manifests.learn(encoder, text), versions[0][0] if versions else None
 
 
 class _Reader:
     """Reads rows of one fill."""
 
-    def __init__(self, client: Any, project: str, view: FeatureView, name: str, feature: str) -> None:
-        self._client, self._project, self._view = client, project, view
+    def __init__(self, project: str, view: FeatureView, name: str, feature: str) -> None:
+        self.name = name
+        self._project, self._view = project, view
         self._join_key = view.join_keys[0]
         self._fields = [keys.feature_field(name, feature), keys.timestamp_field(name)]
         self._dim: int | None = None
 
-    def everything(self, version: bytes | None) -> FillSnapshot:
+    def everything(self, client: Any, version: bytes | None) -> FillSnapshot:
         """Every row of the fill, found by a scan over the project's entities."""
-        return self._rows(entity_batches(self._client, self._project, [self._join_key]), version)
+        return self._rows(client, entity_batches(client, self._project, [self._join_key]), version)
 
-    def changed(self, held: FillSnapshot, ids: Ids, version: bytes | None) -> FillSnapshot:
+    def changed(self, client: Any, held: FillSnapshot, ids: Ids, version: bytes | None) -> FillSnapshot:
         """``held``, with rows ``ids`` read again."""
         found = keys.entity_keys(self._project, self._join_key, ids)
         batches = (found[start : start + _READ_ROWS] for start in range(0, len(found), _READ_ROWS))
-        return held.with_rows(ids, self._rows(batches, version))
+        return held.with_rows(ids, self._rows(client, batches, version))
 
-    def _rows(self, batches: Iterator[list[bytes]], version: bytes | None) -> FillSnapshot:
-        parts = [part for part in map(self._read, batches) if part is not None]
+    def _rows(self, client: Any, batches: Iterator[list[bytes]], version: bytes | None) -> FillSnapshot:
+        parts = [part for batch in batches if (part := self._read(client, batch)) is not None]
         if not parts:
             none = np.empty((0, int(self._view.tags.get(tags.DIM, 0))), np.float32)
             return FillSnapshot.of(np.empty(0, np.int64), none, np.empty(0, np.int64), version)
         ids, vectors, times = zip(*parts, strict=True)
         return FillSnapshot.of(np.concatenate(ids), np.concatenate(vectors), np.concatenate(times), version)
 
-    def _read(self, batch: Sequence[bytes]) -> tuple[Ids, Float32s, Int64s] | None:
-        pipe = reads(self._client)
+    def _read(self, client: Any, batch: Sequence[bytes]) -> tuple[Ids, Float32s, Int64s] | None:
+        pipe = reads(client)
         for key in batch:
             pipe.hmget(key, self._fields)
         rows = [(key, *reply) for key, reply in zip(batch, pipe.execute(), strict=True) if reply[0]]

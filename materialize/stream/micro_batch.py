@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from feast import RepoConfig
 
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.declare.policy import Hybrid, Incremental, blend
@@ -23,8 +22,16 @@ from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.leases import Lease
 from feast_embeddings.materialize.ledger.offsets import StreamLedger, StreamTick
 from feast_embeddings.materialize.ledger.records import Fill
-from feast_embeddings.materialize.online import fills as online
-from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
+from feast_embeddings.materialize.online import (
+    FillPlace,
+    HistoryPlace,
+    OnlineServer,
+    TickStamp,
+    read_fill,
+    read_history,
+    write_fill,
+    write_history,
+)
 from feast_embeddings.materialize.stream.dead_letters import PoisonMessages
 from feast_embeddings.materialize.stream.judge import Members, Membership
 from feast_embeddings.materialize.stream.payloads import Decoded, decode
@@ -64,18 +71,18 @@ class StreamTicks:
     def __init__(
         self,
         workspace: Workspace,
-        store: EmbeddingOnlineStore,
-        config: RepoConfig,
+        server: OnlineServer,
         spec: EmbeddingSpec,
         source: BehaviorLog,
         lease: Lease,
         lane: str,
         lateness_us: int | None = None,
     ) -> None:
-        self.workspace, self.store, self.config, self.spec = workspace, store, config, spec
+        self.workspace, self.server, self.spec = workspace, server, spec
         self.ledger, self.stream = workspace.ledger, StreamLedger(workspace.ledger)
         self.log, self.lease, self.lane = workspace.log(spec), lease, lane
         self.contract = source.contract
+        self._histories = HistoryPlace(spec.history, spec.join_key, source.contract.item_dtype)
         self.membership = Membership(source, spec.view, lateness_us)
         self.poison = PoisonMessages(workspace.state / "quarantine" / "messages")
         self._spaces: dict[str, str] = {}
@@ -188,10 +195,7 @@ class StreamTicks:
     def _blended(self, tick: StreamTick, fill: Fill, ids: Ids, extracted: Float32s, policy: Incremental) -> Float32s:
         if policy.half_life is None and not policy.alpha:
             return extracted
-        old = online.read_fill(
-            self.store, self.config, view_name=self.spec.view, join_key=self.spec.join_key, fill=fill.fill,
-            feature=EMBEDDING, dim=self.spec.dim, ids=ids,
-        )  # fmt: skip
+        old = read_fill(self.server, self._place(fill.fill), self.spec.dim, ids)
         alphas = policy.alphas(np.where(old.found, tick.end_us - old.tick_end_us, 0))
         return blend(old.vectors, extracted, alphas, old.found)
 
@@ -204,24 +208,17 @@ class StreamTicks:
         return policy if isinstance(policy, Incremental) else Incremental()
 
     def _read_history(self, ids: Ids, as_of_us: int) -> HistoryBatch:
-        return online.read_history(
-            self.store, self.config, view_name=self.spec.history, join_key=self.spec.join_key, ids=ids,
-            as_of_us=as_of_us, item_dtype=self.contract.item_dtype,
-        )  # fmt: skip
+        return read_history(self.server, self._histories, ids, as_of_us)
 
     def _write_fill(self, tick: StreamTick, fill: str, ids: Ids, vectors: Float32s) -> None:
-        online.write_fill(
-            self.store, self.config, view_name=self.spec.view, join_key=self.spec.join_key, fill=fill,
-            feature=EMBEDDING, tick=tick.number, tick_end_us=tick.end_us, event_time_us=tick.window_start_us or 0,
-            ids=ids, vectors=vectors, on_chunk=self._on_chunk, storage=self.spec.storage,
-        )  # fmt: skip
+        place, storage = self._place(fill), self.spec.storage
+        write_fill(self.server, place, _stamp(tick), ids, vectors, storage=storage, on_chunk=self._on_chunk)
 
     def _write_history(self, tick: StreamTick, ids: Ids, batch: HistoryBatch) -> None:
-        online.write_history(
-            self.store, self.config, view_name=self.spec.history, join_key=self.spec.join_key, tick=tick.number,
-            tick_end_us=tick.end_us, event_time_us=tick.window_start_us or 0, ids=ids, batch=batch,
-            item_dtype=self.contract.item_dtype, on_chunk=self._on_chunk,
-        )  # fmt: skip
+        write_history(self.server, self._histories, _stamp(tick), ids, batch, on_chunk=self._on_chunk)
+
+    def _place(self, fill: str) -> FillPlace:
+        return FillPlace(self.spec.view, self.spec.join_key, fill, EMBEDDING)
 
     def _staged(self, tick: StreamTick) -> bool:
         return self.log.has_staged(tick.number, [fill.fill for fill in self._targets(tick)], history=True)
@@ -241,3 +238,7 @@ class StreamTicks:
     def _on_chunk(self, _rows: int) -> None:
         reached("chunk")
         self.lease.check()
+
+
+def _stamp(tick: StreamTick) -> TickStamp:
+    return TickStamp(tick.number, tick.end_us, tick.window_start_us or 0)

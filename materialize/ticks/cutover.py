@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
-from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.clock import now_us
@@ -19,9 +18,7 @@ from feast_embeddings.materialize.files.embedding_log import LogStamp
 from feast_embeddings.materialize.files.workspace import Workspace, cutover_resource, encoder_specs
 from feast_embeddings.materialize.ledger.leases import Lease, held
 from feast_embeddings.materialize.ledger.records import Fill, Generation
-from feast_embeddings.materialize.online import fills as online
-from feast_embeddings.materialize.online.manifest import FillRef, Manifest
-from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
+from feast_embeddings.materialize.online import FillRef, Manifest, OnlineServer, publish_manifest, read_manifest
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.models.errors import SpaceError
 
@@ -29,13 +26,10 @@ from feast_embeddings.models.errors import SpaceError
 class Cutovers:
     """Switches, takes up and rolls back generations of the encoders of one feature repo."""
 
-    def __init__(
-        self, workspace: Workspace, store: EmbeddingOnlineStore, config: RepoConfig, registry: BaseRegistry
-    ) -> None:
+    def __init__(self, workspace: Workspace, server: OnlineServer, registry: BaseRegistry) -> None:
         self.workspace = workspace
         self.ledger = workspace.ledger
-        self.store = store
-        self.config = config
+        self.server = server
         self._registry = registry
 
     def attempt(self, encoder: str, space: str) -> str:
@@ -91,7 +85,7 @@ class Cutovers:
 
     def _alone(self, encoder: str) -> AbstractContextManager[Lease]:
         """One cutover at a time: two at once could leave the ledger with the one and Redis with the other."""
-        return held(self.ledger, cutover_resource(self.config.project, encoder), wait_s=30)
+        return held(self.ledger, cutover_resource(self.server.project, encoder), wait_s=30)
 
     def _finish_pending(self, encoder: str, lease: Lease) -> None:
         """A generation is finished before a later one is made, so that the ledger's last one is what Redis serves."""
@@ -105,9 +99,9 @@ class Cutovers:
         reached("cutover-recorded")
         lease.check()
         manifest = manifest_of(generation, fills, states)
-        stored = online.read_manifest(self.store, self.config, generation.encoder)
+        stored = read_manifest(self.server, generation.encoder)
         if stored is None or stored.generation < generation.generation:
-            online.publish_manifest(self.store, self.config, manifest)
+            publish_manifest(self.server, manifest)
         reached("cutover-switched")
         lease.check()
         cutover_us = now_us()
@@ -145,7 +139,7 @@ class Cutovers:
             pass
 
     def _specs(self, encoder: str) -> dict[str, EmbeddingSpec]:
-        return {spec.view: spec for spec in encoder_specs(self._registry, self.config.project, encoder)}
+        return {spec.view: spec for spec in encoder_specs(self._registry, self.server.project, encoder)}
 
 
 def _states(generation: Generation, fills: Mapping[str, Fill]) -> dict[str, str]:

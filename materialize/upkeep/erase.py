@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from feast import Entity, FeatureStore, FileSource, RepoConfig, ValueType
+from feast import Entity, FeatureStore, FileSource, ValueType
 from feast.errors import EntityNotFoundException
 from rich.console import Console
 from rich.table import Table
@@ -23,10 +23,7 @@ from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of
 from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.ledger.records import RECEIVING
 from feast_embeddings.materialize.ledger.tombstones import Tombstones
-from feast_embeddings.materialize.online import keys
-from feast_embeddings.materialize.online.stores import online_store_of
-from feast_embeddings.materialize.online.versions import forget_changes, record_change
-from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
+from feast_embeddings.materialize.online import OnlineServer, forget_changes, keys, record_change
 from feast_embeddings.materialize.stream.dead_letters import PoisonMessages
 from feast_embeddings.materialize.upkeep.standstill import standstill
 from feast_embeddings.models.errors import DeclarationError
@@ -78,7 +75,7 @@ def forget(store: FeatureStore, entity: str, entity_id: int | str) -> Receipt:
         OnlineStoreError: Redis cannot be reached; files are cleared already, run it again.
     """
     workspace, declared = Workspace.of(store.config), declared_entity(store, entity)
-    online, found = online_store_of(store), entity_id_of(declared, entity_id)
+    server, found = OnlineServer.of(store.config), entity_id_of(declared, entity_id)
     every = embedding_specs(store.registry, store.project)
     specs = sorted((spec for spec in every if spec.join_key == declared.join_key), key=lambda spec: spec.view)
     counts = _activity_views(store, declared.join_key)
@@ -89,8 +86,8 @@ def forget(store: FeatureStore, entity: str, entity_id: int | str) -> Receipt:
         for spec in specs:
             removed |= _erase_files(workspace, spec, found, still_ours)
             removed |= _erase_appended(workspace, store, spec)
-        removed |= _erase_online(online, store.config, declared.join_key, found)
-        _tell_readers(online, store.config, workspace, specs)
+        removed |= _erase_online(server, declared.join_key, found)
+        _tell_readers(server, workspace, specs)
         streams = StreamLedger(workspace.ledger)
         streamed = [spec.view for spec in specs if streams.last_end_us(spec.view) is not None]
     return Receipt(entity, found, erased_us, removed, _left(store, declared, streamed))
@@ -140,13 +137,11 @@ def _erase_appended(workspace: Workspace, store: FeatureStore, spec: EmbeddingSp
     return {f"behaviors that the stream of {spec.view} appended": erase_rows(folder, spec.view, log.living)}
 
 
-def _erase_online(
-    online: EmbeddingOnlineStore, config: RepoConfig, join_key: str, entity_id: int | str
-) -> dict[str, int]:
+def _erase_online(server: OnlineServer, join_key: str, entity_id: int | str) -> dict[str, int]:
     """Remove the entity's whole key, of exactly this project; what stood in it, by view and fill."""
     ids = np.array([entity_id], np.int64 if isinstance(entity_id, int) else object)
-    (key,) = keys.entity_keys(config.project, join_key, ids)
-    with online.redis(config) as client:
+    (key,) = keys.entity_keys(server.project, join_key, ids)
+    with server.client() as client:
         fields = client.hkeys(key)
         client.unlink(key)
     mark = keys.timestamp_field("")
@@ -154,16 +149,14 @@ def _erase_online(
     return {f"Redis: {name}": 1 for name in names} or {"Redis": int(bool(fields))}
 
 
-def _tell_readers(
-    online: EmbeddingOnlineStore, config: RepoConfig, workspace: Workspace, specs: Sequence[EmbeddingSpec]
-) -> None:
+def _tell_readers(server: OnlineServer, workspace: Workspace, specs: Sequence[EmbeddingSpec]) -> None:
     """Who holds a copy of a fill reads it anew; the records of earlier changes, which name ids, are dropped."""
-    with online.redis(config) as client:
+    with server.client() as client:
         for spec in specs:
             for fill in workspace.ledger.fills(view=spec.view, states=RECEIVING):
                 name = keys.qualified(spec.view, fill.fill)
-                forget_changes(client, config.project, name)
-                record_change(client, config.project, name, np.empty(0, np.int64))
+                forget_changes(client, server.project, name)
+                record_change(client, server.project, name, np.empty(0, np.int64))
 
 
 def declared_entity(store: FeatureStore, name: str) -> Entity:

@@ -13,7 +13,7 @@ from ticks_fixture import tick_at
 from feast_embeddings.materialize import nearest
 from feast_embeddings.materialize.declare.storage import STORAGES, as_stored, holds
 from feast_embeddings.materialize.online import keys, wire
-from feast_embeddings.materialize.serving.vectors import read_vectors
+from feast_embeddings.materialize.serving import read_vectors
 from feast_embeddings.materialize.upkeep.restore import restore
 from feast_embeddings.models.errors import DeclarationError, OnlineStoreError, SpaceError
 

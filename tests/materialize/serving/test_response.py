@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from online_fixture import embedding
 
-from feast_embeddings.materialize.online import tick_stamps
+from feast_embeddings.materialize.online import TickStamp, tick_stamps
 from feast_embeddings.materialize.online.commands import listed
-from feast_embeddings.materialize.serving.response import add_columns, entities_of
+from feast_embeddings.materialize.serving.plan import ViewRead
+from feast_embeddings.materialize.serving.response import Request, add_columns, entities_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FEATURES = ["first", "second"]
@@ -45,36 +46,44 @@ def expected(view, stored, row_of, full_names):
 def reply(row):
     if row is None:
         return [None] * 3
-    return [*(value and value.SerializeToString() for value in row[:2]), tick_stamps.encode(row[2], 1, row[2])]
+    return [
+        *(value and value.SerializeToString() for value in row[:2]),
+        tick_stamps.encode(TickStamp(1, row[2], row[2])),
+    ]
+
+
+def added(stored, expired, row_of, names=False):
+    """A response to which the columns of stored replies were added."""
+    response = GetOnlineFeaturesResponse()
+    view = ViewRead(embedding("users"), FEATURES, [], replies=stored)
+    add_columns(Request({}, {}, response, names, names), view, expired, row_of)
+    return response
 
 
 @given(rows.flatmap(lambda r: st.tuples(st.just(r), st.lists(st.integers(0, len(r) - 1), max_size=12))), st.booleans())
 def test_a_response_is_the_one_that_stock_feast_makes(case, full_names):
     # given rows, some of them missing, asked for in any order, some repeatedly or not at all
     stored, row_of = case
-    view = embedding("users")
 
     # when their columns are added
-    response = GetOnlineFeaturesResponse()
-    add_columns(response, view, FEATURES, [reply(row) for row in stored], [], row_of, full_names, full_names)
+    response = added([reply(row) for row in stored], [], row_of, full_names)
 
     # then nothing tells the response from a stock one
-    assert response == expected(view, stored, row_of, full_names)
+    assert response == expected(embedding("users"), stored, row_of, full_names)
 
 
 def test_a_row_past_the_ttl_keeps_its_time_and_loses_its_values():
     stored = [(Value(float_list_val=FloatList(val=[1.0])), None, 7)] * 2
-    response = GetOnlineFeaturesResponse()
-    add_columns(response, embedding("users"), FEATURES, [reply(row) for row in stored], [1], [1, 0], False, False)
+    response = added([reply(row) for row in stored], [1], [1, 0])
     assert list(response.results[0].statuses) == [FieldStatus.OUTSIDE_MAX_AGE, FieldStatus.PRESENT]
     assert response.results[0].values[0] == Value()
     assert response.results[0].event_timestamps[0].ToMicroseconds() == 7
 
 
 def test_bytes_that_are_no_value_are_refused():
-    broken = [[b"\xff\xff", None, tick_stamps.encode(1, 1, 1)]]
+    broken = [[b"\xff\xff", None, tick_stamps.encode(TickStamp(1, 1, 1))]]
     with pytest.raises(DecodeError):
-        add_columns(GetOnlineFeaturesResponse(), embedding("users"), FEATURES, broken, [], [0], False, False)
+        added(broken, [], [0])
 
 
 ids = st.one_of(
