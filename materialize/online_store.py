@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from feast import Entity, FeatureView, RepoConfig
-from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig, _versioned_fv_name
+from feast.infra.online_stores.helpers import compute_versioned_name
+from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
 from feast.online_response import OnlineResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
@@ -17,9 +18,9 @@ from feast_embeddings.materialize.declare.kinds import kind_of
 from feast_embeddings.materialize.online import (
     OnlineOptions,
     OnlineServer,
-    delete_entities,
-    delete_view,
-    forget_all_changes,
+    remove_entities,
+    remove_records,
+    remove_view,
 )
 from feast_embeddings.materialize.serving import (
     Request,
@@ -208,14 +209,12 @@ class EmbeddingOnlineStore(RedisOnlineStore):
 
     def delete_table(self, config: RepoConfig, table: FeatureView) -> None:
         """Removes a view's fields, of all its fills, from exactly this project's entities."""
-        with self._bound(config).client() as client:
-            delete_view(client, config.project, table, _versioned_fv_name(table, config))
-            forget_all_changes(client, config.project, table.name)
+        name = compute_versioned_name(table, config.registry.enable_online_feature_view_versioning)
+        remove_view(self._bound(config), table, name)
 
     def delete_entity_values(self, config: RepoConfig, join_keys: list[str]) -> None:
         """Removes every entity with these join keys from exactly this project."""
-        with self._bound(config).client() as client:
-            delete_entities(client, config.project, join_keys)
+        remove_entities(self._bound(config), join_keys)
 
     def update(
         self,
@@ -232,13 +231,9 @@ class EmbeddingOnlineStore(RedisOnlineStore):
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
         """Removes every entity of the tables, and their encoders' manifests."""
-        server = self._bound(config)
-        with server.client() as client:
-            super().teardown(config, tables, entities)
-            for encoder in {table.tags[tags.ENCODER] for table in tables if kind_of(table) == tags.EMBEDDING_KIND}:
-                server.manifests.delete(client, encoder)
-            for table in tables:
-                forget_all_changes(client, config.project, table.name)
+        super().teardown(config, tables, entities)
+        for table in tables:
+            remove_records(self._bound(config), table)
 
 
 def _refuse_own(table: FeatureView) -> None:

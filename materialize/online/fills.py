@@ -1,4 +1,4 @@
-"""What ticks do in Redis: guarded writes, the state they start from, the cutover, and the removal of a fill.
+"""What ticks do in Redis: guarded writes, the state they start from, and the cutover.
 
 Every write carries its tick's number, and Redis itself keeps a row whose stored number is equal or larger. So
 writing a tick again, in part or in whole, in any order, ends in the same rows: at least once becomes exactly once.
@@ -14,58 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from feast_embeddings.materialize.declare.storage import Storage, holds
-from feast_embeddings.materialize.online import keys, tick_stamps, wire
+from feast_embeddings.materialize.online import keys, wire
 from feast_embeddings.materialize.online.commands import queue_hmgets, reads
 from feast_embeddings.materialize.online.guarded_write import OnChunk, write_guarded
+from feast_embeddings.materialize.online.keys import FillPlace, HistoryPlace
 from feast_embeddings.materialize.online.manifest import Manifest
-from feast_embeddings.materialize.online.removal import delete_fill
+from feast_embeddings.materialize.online.removal import entity_batches
 from feast_embeddings.materialize.online.scripts import call_script
 from feast_embeddings.materialize.online.server import OnlineServer
-from feast_embeddings.materialize.online.tick_stamps import TickStamp
-from feast_embeddings.materialize.online.versions import forget_changes, record_change
+from feast_embeddings.materialize.online.tick_stamps import TickStamp, decode_stamps
+from feast_embeddings.materialize.online.versions import record_change
 from feast_embeddings.models.encoder.batch import Float32s, HistoryBatch, Ids, Int64s
 from feast_embeddings.models.errors import OnlineStoreError
-from feast_embeddings.transformations.behaviors.contract import IdType
 from feast_embeddings.transformations.views import tags
 
 _READ_ROWS: Final = 5000
-
-
-@dataclass(frozen=True, slots=True)
-class FillPlace:
-    """Where the vectors of one fill stand.
-
-    Attributes:
-        view: The embedding view.
-        join_key: Join key of its entity.
-        fill: Name of the fill.
-        feature: Name of the feature that holds the vector.
-    """
-
-    view: str
-    join_key: str
-    fill: str
-    feature: str
-
-    @property
-    def name(self) -> str:
-        """Name under which its fields are stored."""
-        return keys.qualified(self.view, self.fill)
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryPlace:
-    """Where histories stand: once per entity, whatever fills there are.
-
-    Attributes:
-        view: The history view.
-        join_key: Join key of its entity.
-        item_dtype: ``int64`` or ``string``.
-    """
-
-    view: str
-    join_key: str
-    item_dtype: IdType
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +84,7 @@ def write_fill(
         for rows in _slices(len(ids), server.chunk_rows)
     )
     written = write_guarded(server, place.name, [place.feature], stamp, chunks, on_chunk)
-    with server.client() as client:  # also where nothing was written: the job that wrote it may have stopped here
-        record_change(client, server.project, place.name, ids)
+    record_change(server, place.name, ids)  # also where nothing was written: the job that did so may have stopped here
     return written
 
 
@@ -155,10 +117,29 @@ def read_fill(server: OnlineServer, place: FillPlace, dim: int, ids: Ids) -> Fil
         OnlineStoreError: Redis cannot be reached.
         SpaceError: A stored vector is not of ``dim`` dimensions.
     """
-    fields = [keys.feature_field(place.name, place.feature), keys.timestamp_field(place.name)]
-    values, stored = _read_columns(server, place.join_key, ids, fields)
+    values, stored = _read_columns(server, place.join_key, ids, place.fields())
     vectors, found = wire.decode_vectors(values, dim, place.view)
-    return FillRows(vectors, found, *tick_stamps.decode(stored))
+    return FillRows(vectors, found, *decode_stamps(stored))
+
+
+def scan_fill(server: OnlineServer, place: FillPlace) -> Iterator[tuple[Ids, FillRows]]:
+    """Every row of a fill, some at a time: ids [n], and their rows. One that is moved meanwhile may come twice.
+
+    Raises:
+        OnlineStoreError: Redis cannot be reached, or holds something else there.
+        SpaceError: The vectors are not of one length.
+    """
+    dim = 0
+    with server.client() as client:
+        for batch in entity_batches(client, server.project, [place.join_key]):
+            pipe = reads(client)
+            queue_hmgets(pipe, batch, place.fields())
+            rows = [(key, *reply) for key, reply in zip(batch, pipe.execute(), strict=True) if reply[0]]
+            if rows:
+                present, values, stored = zip(*rows, strict=True)
+                dim = dim or wire.vector_length(values[0], place.view)
+                vectors, found = wire.decode_vectors(values, dim, place.view)
+                yield keys.ids_of_keys(present, place.join_key), FillRows(vectors, found, *decode_stamps(stored))
 
 
 def read_history(server: OnlineServer, place: HistoryPlace, ids: Ids, as_of_us: int) -> HistoryBatch:
@@ -214,17 +195,6 @@ def publish_manifest(server: OnlineServer, manifest: Manifest) -> None:
             "and publish with a larger generation."
         )
     server.manifests.learn(manifest.encoder, text.encode())
-
-
-def remove_fill(server: OnlineServer, place: FillPlace) -> None:
-    """Removes a retired fill's fields from every entity of the project, in small steps; can be repeated.
-
-    Raises:
-        OnlineStoreError: Redis cannot be reached.
-    """
-    with server.client() as client:
-        delete_fill(client, server.project, place.join_key, place.name, [place.feature])
-        forget_changes(client, server.project, place.name)
 
 
 def _values(vectors: Float32s, storage: Storage) -> npt.NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import redis
 from redis.crc import key_slot
 
-from feast_embeddings.materialize.online import keys, tick_stamps
+from feast_embeddings.materialize.online import keys
 from feast_embeddings.materialize.online.commands import Strings, listed
 from feast_embeddings.materialize.online.scripts import call_script, script
 from feast_embeddings.materialize.online.server import OnlineServer
@@ -51,7 +51,7 @@ def write_guarded(
     """
     fields = [keys.feature_field(name, feature) for feature in features]
     numbers = (b"%d" % number for number in (server.key_ttl_seconds, len(fields)))
-    constants = [b"%d" % stamp.tick, keys.timestamp_field(name), tick_stamps.encode(stamp), *numbers, *fields]
+    constants = [b"%d" % stamp.tick, keys.timestamp_field(name), stamp.to_bytes(), *numbers, *fields]
     done = written = 0
     with server.client() as client:
         for entity_keys, columns in chunks:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import mmh3
@@ -18,18 +19,60 @@ from feast.protos.feast.types.Value_pb2 import ValueType
 
 from feast_embeddings.materialize.online.commands import FEW, Strings, between, listed
 from feast_embeddings.models.encoder.batch import Ids
+from feast_embeddings.transformations.behaviors.contract import IdType
 
 _GLOB = re.compile(rb"([*?\[\]\\^])")
 
 
-def qualified(view: str, fill: str) -> str:
+def stored_name(view: str, fill: str) -> str:
     """Name under which a fill's fields are stored: ``<view>@<fill>``."""
     return f"{view}@{fill}"
 
 
+@dataclass(frozen=True, slots=True)
+class FillPlace:
+    """Where the vectors of one fill stand.
+
+    Attributes:
+        view: The embedding view.
+        join_key: Join key of its entity.
+        fill: Name of the fill.
+        feature: Name of the feature that holds the vector.
+    """
+
+    view: str
+    join_key: str
+    fill: str
+    feature: str
+
+    @property
+    def name(self) -> str:
+        """Name under which its fields are stored."""
+        return stored_name(self.view, self.fill)
+
+    def fields(self) -> list[bytes]:
+        """Its hash fields: the vector's, then the timestamp's."""
+        return [feature_field(self.name, self.feature), timestamp_field(self.name)]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPlace:
+    """Where histories stand: once per entity, whatever fills there are.
+
+    Attributes:
+        view: The history view.
+        join_key: Join key of its entity.
+        item_dtype: ``int64`` or ``string``.
+    """
+
+    view: str
+    join_key: str
+    item_dtype: IdType
+
+
 @lru_cache(maxsize=4096)
 def feature_field(name: str, feature: str) -> bytes:
-    """Hash field of a feature: 4 bytes; ``name`` is a view, or a view qualified by its fill."""
+    """Hash field of a feature: 4 bytes; ``name`` is a view, or a fill's :func:`stored_name`."""
     return struct.pack("<I", mmh3.hash(f"{name}:{feature}", signed=False))
 
 
@@ -50,7 +93,7 @@ def changes_key(project: str, name: str) -> bytes:
 
 def changes_pattern(project: str, view: str) -> bytes:
     """Glob for ``SCAN``: :func:`changes_key` of every fill of a view, and nothing else."""
-    return _GLOB.sub(rb"\\\1", changes_key(project, qualified(view, ""))) + b"*"
+    return _GLOB.sub(rb"\\\1", changes_key(project, stored_name(view, ""))) + b"*"
 
 
 def entity_ids(ids: Ids | Sequence[int] | Sequence[str]) -> Ids:
@@ -101,7 +144,7 @@ def _prefix(join_key: str) -> bytes:
     return bytes(serialize_entity_key_prefix([join_key]))
 
 
-def ids_of(entity_keys: Sequence[bytes], join_key: str) -> Ids:
+def ids_of_keys(entity_keys: Sequence[bytes], join_key: str) -> Ids:
     """The inverse of :func:`entity_keys`: int64 [n], or an object array [n] of strings; all of one type."""
     start = len(serialize_entity_key_prefix([join_key])) + 8  # the type and the length come first
     if not entity_keys or entity_keys[0][start - 8 : start - 4] == struct.pack("<I", ValueType.INT64):
@@ -112,12 +155,12 @@ def ids_of(entity_keys: Sequence[bytes], join_key: str) -> Ids:
 
 
 def scan_pattern(project: str, join_keys: Sequence[str]) -> bytes:
-    """Glob for ``SCAN`` that matches every entity key of a project, and a few more: see :func:`belongs`."""
+    """Glob for ``SCAN`` that matches every entity key of a project, and a few more: see :func:`is_entity_key`."""
     prefix = serialize_entity_key_prefix(list(join_keys))
     return _GLOB.sub(rb"\\\1", prefix) + b"*" + _GLOB.sub(rb"\\\1", project.encode())
 
 
-def belongs(key: bytes, project: str, join_keys: Sequence[str]) -> bool:
+def is_entity_key(key: bytes, project: str, join_keys: Sequence[str]) -> bool:
     """Whether ``key`` is an entity key of exactly this project and these join keys.
 
     A suffix match is not enough: keys of project ``xa`` end with ``a`` too. The lengths inside the key tell

@@ -35,6 +35,12 @@ class TickStamp:
     end_us: int
     event_us: int
 
+    def to_bytes(self) -> bytes:
+        """The stamp as Redis keeps it."""
+        seconds, rest = divmod(self.event_us, 1_000_000)
+        plain = Timestamp(seconds=seconds, nanos=rest * 1000).SerializeToString()
+        return bytes(plain) + _TICK + struct.pack(">qq", self.tick, self.end_us)
+
 
 class Stamps(NamedTuple):
     """Stamps of n rows.
@@ -50,14 +56,7 @@ class Stamps(NamedTuple):
     tick_end_us: Int64s
 
 
-def encode(stamp: TickStamp) -> bytes:
-    """The stamp as Redis keeps it."""
-    seconds, rest = divmod(stamp.event_us, 1_000_000)
-    plain = Timestamp(seconds=seconds, nanos=rest * 1000).SerializeToString()
-    return bytes(plain) + _TICK + struct.pack(">qq", stamp.tick, stamp.end_us)
-
-
-def decode(values: Sequence[bytes | None]) -> Stamps:
+def decode_stamps(values: Sequence[bytes | None]) -> Stamps:
     """Stamps, or stock timestamps (which have no tick), as Redis returned them; None where there is none."""
     known = {value: _decoded(value) for value in set(values)}  # a fill has as many as ticks wrote it
     rows = np.array([known[value] for value in values], np.int64).reshape(len(values), 3)
@@ -70,7 +69,7 @@ def event_times(values: Sequence[bytes | None]) -> Int64s:
     return np.fromiter(map(known.__getitem__, values), np.int64, len(values))
 
 
-def plain(value: bytes) -> bytes:
+def stock_timestamp(value: bytes) -> bytes:
     """A stock timestamp: the stamp without its tick."""
     end = len(value) - _WITH_TICK
     return value[:end] if end >= 0 and value[end:].startswith(_TICK) else value
@@ -82,5 +81,5 @@ def _decoded(value: bytes | None) -> tuple[int, int, int]:
         return 0, -1, 0
     stamp = Timestamp.FromString(value)
     event_time_us = int(stamp.seconds) * 1_000_000 + int(stamp.nanos) // 1000
-    tick, tick_end_us = struct.unpack(">qq", value[-16:]) if len(plain(value)) < len(value) else (-1, 0)
+    tick, tick_end_us = struct.unpack(">qq", value[-16:]) if len(stock_timestamp(value)) < len(value) else (-1, 0)
     return event_time_us, tick, tick_end_us

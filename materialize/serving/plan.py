@@ -16,7 +16,18 @@ from feast import FeatureView
 
 from feast_embeddings.materialize import clock
 from feast_embeddings.materialize.declare.kinds import kind_of, pinned_space, ttl_us
-from feast_embeddings.materialize.online import Manifest, OnlineServer, Strings, keys, queue_hmgets, reads, tick_stamps
+from feast_embeddings.materialize.online import (
+    Manifest,
+    OnlineServer,
+    Strings,
+    event_times,
+    feature_field,
+    manifest_key,
+    queue_hmgets,
+    reads,
+    stored_name,
+    timestamp_field,
+)
 from feast_embeddings.models.encoder.batch import Int64s
 from feast_embeddings.models.errors import SpaceError
 from feast_embeddings.transformations.views import tags
@@ -60,18 +71,18 @@ class ViewRead:
             fill = manifest.fill_of(self.table.name, pinned_space(self.table))
         except SpaceError as error:
             fill, self.problem = None, error
-        self.name = keys.qualified(self.table.name, fill.fill) if fill else None
+        self.name = stored_name(self.table.name, fill.fill) if fill else None
 
     def fields(self) -> list[bytes] | None:
         """Hash fields to ask for; None if there is nothing to ask."""
         if self.name is None:
             return None
-        asked = [keys.feature_field(self.name, feature) for feature in self.features]
-        return [*asked, keys.timestamp_field(self.name)]
+        asked = [feature_field(self.name, feature) for feature in self.features]
+        return [*asked, timestamp_field(self.name)]
 
     def times_us(self) -> Int64s:
         """Event times int64 [n] in microseconds; 0 where there is no row."""
-        return tick_stamps.event_times([reply[-1] for reply in self.replies])
+        return event_times([reply[-1] for reply in self.replies])
 
     def expired(self) -> list[int]:
         """Positions of the rows past the view's ttl, whose values are withheld."""
@@ -129,7 +140,7 @@ class Read:
             if fields:
                 queue_hmgets(pipe, view.entity_keys, fields)
         for encoder in self.manifests:
-            pipe.get(keys.manifest_key(self._server.project, encoder))
+            pipe.get(manifest_key(self._server.project, encoder))
 
     def _settled(self, replies: list[Any]) -> bool:
         """Takes the replies in; False if a manifest has changed, and the read must be queued once more."""

@@ -16,13 +16,21 @@ from typing import Any, Final, cast
 import numpy as np
 from feast import FeatureView, RepoConfig, utils
 from feast.infra.key_encoding_utils import serialize_entity_key
-from feast.infra.online_stores.redis import RedisOnlineStore, _versioned_fv_name
+from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
 from feast_embeddings.materialize.declare.kinds import kind_of
-from feast_embeddings.materialize.online import OnlineServer, Strings, keys, tick_stamps, wire
+from feast_embeddings.materialize.online import (
+    OnlineServer,
+    Strings,
+    as_float_list,
+    as_float_lists,
+    entity_key_rows,
+    stock_timestamp,
+    varint,
+)
 from feast_embeddings.materialize.serving.answer import current_answer, followed
 from feast_embeddings.materialize.serving.plan import Read, ViewRead
 from feast_embeddings.models.encoder.batch import Ids
@@ -35,7 +43,6 @@ _FIELDS: Final = GetOnlineFeaturesResponse.FeatureVector.DESCRIPTOR.fields_by_na
 _VALUES, _STATUSES, _TIMES = (
     bytes([_FIELDS[name].number << 3 | 2]) for name in ("values", "statuses", "event_timestamps")
 )
-_STOCK: Final = RedisOnlineStore()  # decodes rows of ordinary views; it connects to nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +122,7 @@ def entities_of(
 
 
 def _of_one_key(config: RepoConfig, join_key: str, ids: Ids | list[int], row_of: list[int]) -> Entities:
-    return Entities(keys.entity_key_rows(config.project, join_key, ids), row_of)
+    return Entities(entity_key_rows(config.project, join_key, ids), row_of)
 
 
 def _any_entities(
@@ -156,12 +163,11 @@ class RowsRead(Read):
             return [(None, None)] * len(view.entity_keys)
         expired = set(view.expired())
         rows: list[Row] = []
-        for position, (us, reply) in enumerate(zip(view.times_us().tolist(), view.replies, strict=True)):
+        for position, (when, reply) in enumerate(zip(_times(view), view.replies, strict=True)):
             if reply[-1] is None:
                 rows.append((None, None))
             else:
-                values = None if position in expired else _values(view, reply)
-                rows.append((_EPOCH + timedelta(microseconds=us), values))
+                rows.append((when, None if position in expired else _values(view, reply)))
         return rows
 
 
@@ -192,7 +198,9 @@ class ResponseRead(Read):
                 add_columns(self._request, view, view.expired(), entities.row_of)
                 continue
             asked = [*view.features, f"_ts:{view.name}"]  # stock Feast leaves it in, and drops it later
-            rows = _STOCK._convert_redis_values_to_protobuf(view.replies, view.name or "", asked)
+            rows: list[Row] = [
+                (when, _values(view, reply)) for when, reply in zip(_times(view), view.replies, strict=True)
+            ]
             self._request.add(view, asked, rows, entities)
         answer = current_answer()
         if answer is not None:
@@ -201,15 +209,20 @@ class ResponseRead(Read):
 
 def _view_read(config: RepoConfig, table: FeatureView, features: list[str], entity_keys: Strings) -> ViewRead:
     """A view's part of a read; one that has fills is stored under a name that its manifest tells."""
-    kind = kind_of(table)
-    name = _versioned_fv_name(table, config) if kind is None else table.name if kind == HISTORY_KIND else None
+    name = table.name if kind_of(table) == HISTORY_KIND else None
+    if kind_of(table) is None:
+        name = compute_versioned_name(table, config.registry.enable_online_feature_view_versioning)
     return ViewRead(table, features, entity_keys, name)
+
+
+def _times(view: ViewRead) -> list[datetime]:
+    return [_EPOCH + timedelta(microseconds=us) for us in view.times_us().tolist()]
 
 
 def _values(view: ViewRead, reply: Sequence[bytes | None]) -> dict[str, ValueProto]:
     stored = {feature: value or b"" for feature, value in zip(view.features, reply[:-1], strict=True)}
-    if EMBEDDING in stored:
-        stored[EMBEDDING] = wire.as_float_list(stored[EMBEDDING], view.table.name)
+    if view.encoder is not None and EMBEDDING in stored:
+        stored[EMBEDDING] = as_float_list(stored[EMBEDDING], view.table.name)
     return {feature: ValueProto.FromString(value) for feature, value in stored.items()}
 
 
@@ -235,15 +248,15 @@ def add_columns(request: Request, view: ViewRead, expired: Sequence[int], row_of
     if not replies:
         replies, row_of = [[None] * (len(features) + 1)], [0] * len(row_of)
         statuses = bytearray([FieldStatus.NOT_FOUND])
-    times = _spread(_TIMES, [reply[-1] and tick_stamps.plain(reply[-1]) for reply in replies], row_of)
+    times = _spread(_TIMES, [reply[-1] and stock_timestamp(reply[-1]) for reply in replies], row_of)
     spread_statuses = bytes(map(statuses.__getitem__, row_of))
     shown = [status == FieldStatus.PRESENT for status in statuses]
     for number in range(len(features)):
         values: Sequence[bytes | None]
         values = [reply[number] if show else None for reply, show in zip(replies, shown, strict=True)]
         if features[number] == EMBEDDING:
-            values = wire.as_float_lists(values, view.table.name)
-        column = _spread(_VALUES, values, row_of) + _STATUSES + wire.varint(len(row_of)) + spread_statuses + times
+            values = as_float_lists(values, view.table.name)
+        column = _spread(_VALUES, values, row_of) + _STATUSES + varint(len(row_of)) + spread_statuses + times
         response.results[start + number].MergeFromString(column)
     found = spread_statuses.count(FieldStatus.PRESENT) * len(features)
     _count(view.table.name, found, len(features) * len(row_of) - found)
@@ -266,5 +279,5 @@ def _tracker() -> Callable[[str, int, int], None] | None:
 
 def _spread(tag: bytes, messages: Sequence[bytes | None], row_of: Sequence[int]) -> bytes:
     """A repeated field: the messages of the rows asked for, empty ones where there is none."""
-    framed = [tag + wire.varint(len(message)) + message if message else tag + b"\x00" for message in messages]
+    framed = [tag + varint(len(message)) + message if message else tag + b"\x00" for message in messages]
     return b"".join(map(framed.__getitem__, row_of))

@@ -12,7 +12,7 @@ from feast import FeatureStore, FeatureView
 
 from feast_embeddings.materialize import clock
 from feast_embeddings.materialize.declare.kinds import kind_of, pinned_space, ttl_us
-from feast_embeddings.materialize.online import OnlineServer, keys, wire
+from feast_embeddings.materialize.online import OnlineServer, decode_vectors, entity_ids, entity_key_rows, vector_length
 from feast_embeddings.materialize.serving.plan import Read, ViewRead
 from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
 from feast_embeddings.models.errors import DeclarationError
@@ -62,7 +62,7 @@ def read_vectors(store: FeatureStore, feature: str, ids: Ids | Sequence[int] | S
     """
     view, name = find(store, feature)
     server = OnlineServer.of(store.config)
-    read_keys = keys.entity_key_rows(server.project, view.entity_columns[0].name, keys.entity_ids(ids))
+    read_keys = entity_key_rows(server.project, view.entity_columns[0].name, entity_ids(ids))
     read = Read(server, [ViewRead(view, [name], read_keys)])
     read.run()
     return _vectors(read, read.views[0])
@@ -87,8 +87,8 @@ def _matrix(part: ViewRead) -> tuple[Float32s, npt.NDArray[np.bool_]]:
     """float32 [n, dim], and which rows were found: bool [n]."""
     values = [reply[0] for reply in part.replies]
     first = next(filter(None, values), None)
-    dim = wire.vector_length(first, part.table.name) if first else _declared_dim(part.table)
-    return wire.decode_vectors(values, dim, part.table.name)
+    dim = vector_length(first, part.table.name) if first else _declared_dim(part.table)
+    return decode_vectors(values, dim, part.table.name)
 
 
 def _declared_dim(view: FeatureView) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from feast import FeatureView
 
 from feast_embeddings.materialize.clock import us_of
-from feast_embeddings.materialize.serving import metrics
+from feast_embeddings.materialize.serving import PUSHED
 from feast_embeddings.materialize.stream.redis_streams import agreed_partitions, append_behaviors
 from feast_embeddings.transformations import BehaviorContract, contract_of
 from feast_embeddings.transformations.views import tags
@@ -48,7 +48,7 @@ def append_pushed(client: Any, project: str, table: FeatureView, rows: Sequence[
     payloads = [_payload(contract, entity_id, row) for entity_id, row in zip(ids, rows, strict=True)]
     partitions = agreed_partitions(client, project, table.name)
     append_behaviors(client, project, table.name, partitions, ids, payloads)
-    metrics.PUSHED.labels(table.name).inc(len(rows))
+    PUSHED.labels(table.name).inc(len(rows))
     return len(rows)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from feast import Entity, FeatureStore, FileSource, ValueType
 from feast.errors import EntityNotFoundException
 from rich.console import Console
@@ -23,7 +22,7 @@ from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of
 from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.ledger.records import RECEIVING
 from feast_embeddings.materialize.ledger.tombstones import Tombstones
-from feast_embeddings.materialize.online import OnlineServer, forget_changes, keys, record_change
+from feast_embeddings.materialize.online import OnlineServer, record_erasure, remove_entity, stored_name
 from feast_embeddings.materialize.stream.dead_letters import PoisonMessages
 from feast_embeddings.materialize.upkeep.standstill import standstill
 from feast_embeddings.models.errors import DeclarationError
@@ -139,24 +138,14 @@ def _erase_appended(workspace: Workspace, store: FeatureStore, spec: EmbeddingSp
 
 def _erase_online(server: OnlineServer, join_key: str, entity_id: int | str) -> dict[str, int]:
     """Remove the entity's whole key, of exactly this project; what stood in it, by view and fill."""
-    ids = np.array([entity_id], np.int64 if isinstance(entity_id, int) else object)
-    (key,) = keys.entity_keys(server.project, join_key, ids)
-    with server.client() as client:
-        fields = client.hkeys(key)
-        client.unlink(key)
-    mark = keys.timestamp_field("")
-    names = sorted(field[len(mark) :].decode() for field in fields if field.startswith(mark))
-    return {f"Redis: {name}": 1 for name in names} or {"Redis": int(bool(fields))}
+    return {f"Redis: {name}": 1 for name in remove_entity(server, join_key, entity_id)} or {"Redis": 0}
 
 
 def _tell_readers(server: OnlineServer, workspace: Workspace, specs: Sequence[EmbeddingSpec]) -> None:
-    """Who holds a copy of a fill reads it anew; the records of earlier changes, which name ids, are dropped."""
-    with server.client() as client:
-        for spec in specs:
-            for fill in workspace.ledger.fills(view=spec.view, states=RECEIVING):
-                name = keys.qualified(spec.view, fill.fill)
-                forget_changes(client, server.project, name)
-                record_change(client, server.project, name, np.empty(0, np.int64))
+    """Who holds a copy of a fill reads it anew."""
+    for spec in specs:
+        for fill in workspace.ledger.fills(view=spec.view, states=RECEIVING):
+            record_erasure(server, stored_name(spec.view, fill.fill))
 
 
 def declared_entity(store: FeatureStore, name: str) -> Entity:

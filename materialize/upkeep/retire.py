@@ -10,10 +10,10 @@ import atexit
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final, cast
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Final
 
-import redis
 import sqlalchemy as sa
 from feast.infra.registry.base_registry import BaseRegistry
 
@@ -23,14 +23,7 @@ from feast_embeddings.materialize.ledger.database import Ledger
 from feast_embeddings.materialize.ledger.leases import Lease, held
 from feast_embeddings.materialize.ledger.records import Fill
 from feast_embeddings.materialize.ledger.schema import retirements
-from feast_embeddings.materialize.online import (
-    SCAN_COUNT,
-    OnlineServer,
-    entity_batches,
-    fields_under,
-    forget_changes,
-    keys,
-)
+from feast_embeddings.materialize.online import SCAN_COUNT, FillPlace, OnlineServer, ScanPlace, fill_removal
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.transformations.views.tags import EMBEDDING
 
@@ -150,50 +143,27 @@ class _Retirement:
 
     def _remove(self, fill: Fill, join_key: str, lease: Lease) -> bool:
         """Remove the fill's fields from every entity; False if it was stopped."""
-        name = keys.qualified(fill.view, fill.fill)
-        fields = fields_under(name, [EMBEDDING])
-        with self.server.client() as client:
-            started = time.monotonic()
-            looked = 0
-            for found, seen in self._batches(client, fill, join_key):
-                with client.pipeline(transaction=False) as pipe:
-                    for key in found:
-                        pipe.hdel(key, *fields)
-                    pipe.execute()
-                looked += seen
-                reached("retiring")
-                lease.check()
-                if self._stopped():
-                    return False
-                time.sleep(max(started + looked / self._rate - time.monotonic(), 0))
-            forget_changes(client, self.server.project, name)
+        started, looked = time.monotonic(), 0
+        place = FillPlace(fill.view, join_key, fill.fill, EMBEDDING)
+        for at in fill_removal(self.server, place, self._place(fill)):
+            looked += SCAN_COUNT
+            reached("retiring")
+            lease.check()
+            if self._stopped():
+                return False
+            time.sleep(max(started + looked / self._rate - time.monotonic(), 0))
+            if at is not None:
+                self._keep_place(fill, at)
         return True
 
-    def _batches(self, client: Any, fill: Fill, join_key: str) -> Iterator[tuple[list[bytes], int]]:
-        """Entity keys, and how many keys were looked at for them; the place after each stands in the ledger."""
-        project = self.server.project
-        if not isinstance(client, redis.Redis):  # a cluster has a cursor per node: a stop begins anew
-            yield from ((found, SCAN_COUNT) for found in entity_batches(client, project, [join_key]))
-            return
-        pattern, plain = keys.scan_pattern(project, [join_key]), cast(Any, client)
-        server, total = str(plain.info("server")["run_id"]), int(plain.dbsize())
-        cursor, seen = self._place(fill, server)
-        while True:
-            cursor, found = plain.scan(cursor, match=pattern, count=SCAN_COUNT)
-            seen += SCAN_COUNT
-            yield [key for key in found if keys.belongs(key, project, [join_key])], SCAN_COUNT
-            if not cursor:
-                return
-            self._keep_place(fill, server, cursor, seen, total)
-
-    def _place(self, fill: Fill, server: str) -> tuple[int, int]:
-        """Where to go on; from the start on another server: a restarted one gives its keys another order."""
+    def _place(self, fill: Fill) -> ScanPlace | None:
+        """Where to go on."""
         with self.ledger.reading() as connection:
             row = connection.execute(sa.select(retirements).where(retirements.c.fill == fill.fill)).mappings().first()
-        return (int(row["cursor"]), row["seen"]) if row is not None and row["server"] == server else (0, 0)
+        return None if row is None else ScanPlace(row["server"], int(row["cursor"]), row["seen"], row["keys"])
 
-    def _keep_place(self, fill: Fill, server: str, cursor: int, seen: int, total: int) -> None:
-        values = {"fill": fill.fill, "server": server, "cursor": str(cursor), "seen": seen, "keys": total}
+    def _keep_place(self, fill: Fill, place: ScanPlace) -> None:
+        values = {**asdict(place), "fill": fill.fill, "cursor": str(place.cursor)}
         with self.ledger.transaction() as connection:
             connection.execute(sa.delete(retirements).where(retirements.c.fill == fill.fill))
             connection.execute(sa.insert(retirements).values(**values))

@@ -10,9 +10,10 @@ from servers_fixture import BINARIES, running_cluster
 from feast_embeddings.materialize.online import (
     HistoryPlace,
     TickStamp,
-    keys,
+    feature_field,
     read_manifest,
     remove_fill,
+    timestamp_field,
     write_fill,
     write_history,
 )
@@ -69,8 +70,8 @@ def test_three_masters_serve_one_generation_and_guard_every_row(cluster, make_st
     # when the older fill is removed, then nothing of it is left on any master
     remove_fill(server_of(store), place_of("users", "a"))
     left = Counter(name for server in cluster for name in _fields(server))
-    assert left[keys.timestamp_field("users@a")] == left[keys.feature_field("users@a", "embedding")] == 0
-    assert left[keys.timestamp_field("users@b")] == 200
+    assert left[timestamp_field("users@a")] == left[feature_field("users@a", "embedding")] == 0
+    assert left[timestamp_field("users@b")] == 200
 
     # when a master is gone, then the error names the cluster
     cluster[1].kill()

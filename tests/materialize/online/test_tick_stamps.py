@@ -21,27 +21,31 @@ def stock(us):
 
 @given(times, ticks, times)
 def test_a_stamp_is_a_stock_timestamp_and_a_tick(us, tick, end_us):
-    value = tick_stamps.encode(TickStamp(tick, end_us, us))
+    value = TickStamp(tick, end_us, us).to_bytes()
     assert Timestamp.FromString(value).ToMicroseconds() == us
-    assert Timestamp.FromString(tick_stamps.plain(value)) == stock(us)
-    assert [column.tolist() for column in tick_stamps.decode([value, None])] == [[us, 0], [tick, -1], [end_us, 0]]
+    assert Timestamp.FromString(tick_stamps.stock_timestamp(value)) == stock(us)
+    assert [column.tolist() for column in tick_stamps.decode_stamps([value, None])] == [
+        [us, 0],
+        [tick, -1],
+        [end_us, 0],
+    ]
     assert tick_stamps.event_times([None, value]).tolist() == [0, us]
 
 
 @given(times)
 def test_a_stock_timestamp_is_a_stamp_without_a_tick(us):
     value = stock(us).SerializeToString()
-    assert tick_stamps.plain(value) == value
-    assert [column.tolist() for column in tick_stamps.decode([value])] == [[us], [-1], [0]]
+    assert tick_stamps.stock_timestamp(value) == value
+    assert [column.tolist() for column in tick_stamps.decode_stamps([value])] == [[us], [-1], [0]]
 
 
 def test_numbers_that_are_padded_are_read_all_the_same():
-    value = b"\x08\x87\x80\x00\x10\x81\x80\x00" + tick_stamps.encode(TickStamp(5, 6, 0))
-    assert [column.tolist() for column in tick_stamps.decode([value])] == [[7_000_000], [5], [6]]
-    assert Timestamp.FromString(tick_stamps.plain(value)) == Timestamp(seconds=7, nanos=1)
+    value = b"\x08\x87\x80\x00\x10\x81\x80\x00" + TickStamp(5, 6, 0).to_bytes()
+    assert [column.tolist() for column in tick_stamps.decode_stamps([value])] == [[7_000_000], [5], [6]]
+    assert Timestamp.FromString(tick_stamps.stock_timestamp(value)) == Timestamp(seconds=7, nanos=1)
 
 
 def test_stock_feast_reads_the_event_time_of_a_stamp():
-    stored = [Value(int64_val=1).SerializeToString(), tick_stamps.encode(TickStamp(5, 6, 1_700_000_000_123_456))]
+    stored = [Value(int64_val=1).SerializeToString(), TickStamp(5, 6, 1_700_000_000_123_456).to_bytes()]
     when, values = RedisOnlineStore()._get_features_for_entity(stored, "users", ["number", "_ts:users"])
     assert (when.timestamp(), values) == (1_700_000_000.123456, {"number": Value(int64_val=1)})

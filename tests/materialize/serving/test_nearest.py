@@ -1,6 +1,5 @@
 """Nearest neighbors: exact, of one space, and of what is live at each call."""
 
-import importlib
 import threading
 from datetime import timedelta
 
@@ -24,8 +23,18 @@ from online_fixture import (
 
 from feast_embeddings.materialize import nearest, read_vectors
 from feast_embeddings.materialize.clock import simulated
-from feast_embeddings.materialize.online import TickStamp, keys, record_change, remove_fill, write_fill
-from feast_embeddings.materialize.online.versions import MOST_IDS, VERSIONS_KEPT
+from feast_embeddings.materialize.online import (
+    MOST_IDS,
+    VERSIONS_KEPT,
+    TickStamp,
+    changes_key,
+    entity_keys,
+    manifest_key,
+    record_change,
+    remove_fill,
+    write_fill,
+)
+from feast_embeddings.materialize.serving import neighbors
 from feast_embeddings.models.errors import DeclarationError, SpaceError
 
 DIM = 4
@@ -68,7 +77,7 @@ def test_it_is_what_brute_force_finds(store, seed, rows, k, metric):
     queries = rng.integers(-2, 3, (7, DIM)).astype(np.float32)
     put(store, f"f{seed}-{rows}-{k}-{metric}", ids, matrix)
     with server_of(store).client() as client:
-        client.delete(keys.manifest_key("shop", "shop"))
+        client.delete(manifest_key("shop", "shop"))
     cut_over(store, 1, items=f"f{seed}-{rows}-{k}-{metric}")
     found = nearest(store, "items:embedding", queries, k, metric, space=f"space-f{seed}-{rows}-{k}-{metric}")
     wanted, scores = brute_force(queries, ids, matrix, k, metric)
@@ -92,9 +101,8 @@ def test_neighbors_of_a_query_do_not_depend_on_the_others(store, metric, monkeyp
     wanted, scores = brute_force(queries, ids, matrix, 20, metric)
     np.testing.assert_allclose(together.scores, scores, rtol=1e-6)
     assert metric == "cosine" or together.ids.tolist() == wanted.tolist()
-    module = importlib.import_module("feast_embeddings.materialize.serving.nearest")  # its face has the function
-    monkeypatch.setattr(module, "CHUNK_SCORES", 2000)
-    monkeypatch.setattr(module, "CHUNK_PAIRS", 17)
+    monkeypatch.setattr(neighbors, "CHUNK_SCORES", 2000)
+    monkeypatch.setattr(neighbors, "CHUNK_PAIRS", 17)
     parts = [nearest(store, "items:embedding", queries[i : i + 3], 20, metric, space="space-a") for i in (0, 1, 30)]
     for start, part in zip((0, 1, 30), parts, strict=True):
         assert np.array_equal(part.ids, together.ids[start : start + 3])
@@ -228,8 +236,8 @@ def test_rows_that_were_removed_and_told_of_are_gone(store, redis_client):
     fill(store, "items", "a", 1.0, ids=(1, 2, 3))
     cut_over(store, 1, items="a")
     scores(store, "a")
-    redis_client.delete(*keys.entity_keys("shop", "user_id", np.array([1, 3])))
-    record_change(redis_client, "shop", "items@a", np.array([1, 3, 77]))
+    redis_client.delete(*entity_keys("shop", "user_id", np.array([1, 3])))
+    record_change(another_process(store), "items@a", np.array([1, 3, 77]))
     assert scores(store, "a") == ({2: 4.0}, 1)
 
 
@@ -344,7 +352,7 @@ def test_nothing_is_left_of_a_view_that_is_no_more(store, redis_client):
     fill(store, "users", "a", 1.0)
     cut_over(store, 1, items="a", users="a")
     remove_fill(server_of(store), place_of("users", "a"))
-    assert list(redis_client.scan_iter("*changes*")) == [keys.changes_key("shop", "items@a")]
+    assert list(redis_client.scan_iter("*changes*")) == [changes_key("shop", "items@a")]
     store.apply([user, embedding("users")], objects_to_delete=[store.get_feature_view("items")], partial=False)
     assert list(redis_client.scan_iter("*changes*")) == []
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from feast import RepoConfig, utils
-from feast.infra.online_stores.helpers import _redis_key
+from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, Value
 from google.protobuf.message import DecodeError
@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from online_fixture import embedding
 
-from feast_embeddings.materialize.online import TickStamp, tick_stamps
-from feast_embeddings.materialize.online.commands import listed
+from feast_embeddings.materialize.online import TickStamp
 from feast_embeddings.materialize.serving.plan import ViewRead
 from feast_embeddings.materialize.serving.response import Request, add_columns, entities_of
 
@@ -48,7 +47,7 @@ def reply(row):
         return [None] * 3
     return [
         *(value and value.SerializeToString() for value in row[:2]),
-        tick_stamps.encode(TickStamp(1, row[2], row[2])),
+        TickStamp(1, row[2], row[2]).to_bytes(),
     ]
 
 
@@ -81,7 +80,7 @@ def test_a_row_past_the_ttl_keeps_its_time_and_loses_its_values():
 
 
 def test_bytes_that_are_no_value_are_refused():
-    broken = [[b"\xff\xff", None, tick_stamps.encode(TickStamp(1, 1, 1))]]
+    broken = [[b"\xff\xff", None, TickStamp(1, 1, 1).to_bytes()]]
     with pytest.raises(DecodeError):
         added(broken, [], [0])
 
@@ -112,8 +111,12 @@ def test_entities_are_those_of_stock_feast(config, asked):
     # then each row of the request has the key that stock Feast gives it
     unique, places, length = utils._get_unique_entities(table, {"user_id": asked}, join_keys)
     protos = utils._get_entity_key_protos(unique)
-    stock = {place: _redis_key("shop", key) for key, where in zip(protos, places, strict=True) for place in where}
-    found = listed(entities.redis_keys)
+    stock = {
+        place: serialize_entity_key(key, 3) + b"shop"
+        for key, where in zip(protos, places, strict=True)
+        for place in where
+    }
+    found = [bytes(key) for key in entities.redis_keys]
     assert [found[row] for row in entities.row_of] == [stock[place] for place in range(length)]
     assert len(found) == len(unique)
     assert sorted(place for where in entities.places() for place in where) == list(range(length))

@@ -24,7 +24,7 @@ from feast_embeddings.transformations.views.session import session_spec_of
 
 
 def counted(name: str, **labels: str) -> float:
-    return metrics.REGISTRY.get_sample_value(f"feast_embeddings_session_{name}_total", labels) or 0.0
+    return metrics.REQUEST_METRICS.get_sample_value(f"feast_embeddings_session_{name}_total", labels) or 0.0
 
 
 def test_a_session_is_bit_for_bit_what_a_tick_of_the_same_behaviors_stores(make_repo: MakeRepo) -> None:

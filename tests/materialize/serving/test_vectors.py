@@ -31,7 +31,9 @@ from feast_embeddings.materialize.online import (
     HistoryPlace,
     Manifest,
     TickStamp,
-    keys,
+    entity_keys,
+    feature_field,
+    manifest_key,
     read_manifest,
     write_fill,
     write_history,
@@ -91,7 +93,7 @@ def test_a_cutover_after_the_manifest_was_cached_is_seen_by_all_views(store, rea
     # when another process cuts over
     manifest = Manifest("shop", 2, {view: FillRef("b", "space-b") for view in ("users", "items")})
     with server_of(store).client() as client:
-        client.set(keys.manifest_key("shop", "shop"), manifest.to_json())
+        client.set(manifest_key("shop", "shop"), manifest.to_json())
 
     # then the next read has the new rows of all views
     answer = read(store, ["users:embedding", "items:embedding"], [1]).to_dict()
@@ -128,10 +130,10 @@ def test_readers_never_see_a_mixture_during_cutovers(store, make_store, redis_cl
 
     # when a few hundred cutovers pass under several readers
     fields = {
-        g: [f for v in ("users", "items") for f in (keys.feature_field(f"{v}@g{g}", "embedding"), f"_ts:{v}@g{g}")]
+        g: [f for v in ("users", "items") for f in (feature_field(f"{v}@g{g}", "embedding"), f"_ts:{v}@g{g}")]
         for g in range(1, rounds + 1)
     }
-    rows = keys.entity_keys("shop", "user_id", np.array([1, 2]))
+    rows = entity_keys("shop", "user_id", np.array([1, 2]))
     for generation in range(2, rounds + 1):
         publish(generation)
         for key in rows:
@@ -196,7 +198,7 @@ def test_a_pin_is_found_by_a_reader_that_cached_an_older_manifest(store):
     ask(store, ["users:embedding"])
     manifest = Manifest("shop", 2, {"users": FillRef("a", "space-a")})
     with server_of(store).client() as client:
-        client.set(keys.manifest_key("shop", "shop"), manifest.to_json())
+        client.set(manifest_key("shop", "shop"), manifest.to_json())
     assert read_vectors(store, "users@space-a:embedding", [1]).found.all()
 
 
@@ -319,7 +321,7 @@ def test_a_view_taken_out_of_the_repo_leaves_redis_in_its_project_only(store, ma
     store.apply([], objects_to_delete=[store.get_feature_view("users")], partial=False)
 
     # then none of its fills is left here; the other view and the other project keep theirs
-    fields = {name for key in keys.entity_keys("shop", "user_id", np.array([1, 2])) for name in redis_client.hkeys(key)}
+    fields = {name for key in entity_keys("shop", "user_id", np.array([1, 2])) for name in redis_client.hkeys(key)}
     assert not [name for name in fields if b"users" in name]
     assert len(fields) == 2
     assert read_vectors(store, "items:embedding", [1, 2]).found.all()
@@ -329,4 +331,4 @@ def test_a_view_taken_out_of_the_repo_leaves_redis_in_its_project_only(store, ma
     store.teardown()
     assert read_vectors(other, "users:embedding", [1, 2]).found.all()
     assert read_manifest(server_of(store), "shop") is None
-    assert redis_client.exists(*keys.entity_keys("shop", "user_id", np.array([1, 2]))) == 0
+    assert redis_client.exists(*entity_keys("shop", "user_id", np.array([1, 2]))) == 0

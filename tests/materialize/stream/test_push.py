@@ -15,7 +15,7 @@ from repo_fixture import HOUR, MakeRepo, SmallRepo, at, day, moment, rows, tiny_
 from ticks_fixture import started
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.serving import metrics
+from feast_embeddings.materialize.serving import REQUEST_METRICS
 from feast_embeddings.materialize.stream.declared import make_worker
 from feast_embeddings.materialize.stream.payloads import decode
 from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
@@ -87,7 +87,7 @@ def test_a_push_reaches_the_stream_and_the_online_store(repo: SmallRepo) -> None
 
 
 def _pushed() -> float:
-    return metrics.REGISTRY.get_sample_value("feast_embeddings_pushed_behaviors_total", {"view": "behaviors"}) or 0
+    return REQUEST_METRICS.get_sample_value("feast_embeddings_pushed_behaviors_total", {"view": "behaviors"}) or 0
 
 
 def test_an_asynchronous_push_does_the_same(repo: SmallRepo) -> None:

@@ -9,7 +9,7 @@ import pytest
 from repo_fixture import VIEWS, MakeRepo, SmallRepo, StoppedError, at, day, rows, stopping_at, tiny_encoder
 from ticks_fixture import active_in, encoded_by_hand, started, tick_at
 
-from feast_embeddings.materialize.online import OnlineServer, keys
+from feast_embeddings.materialize.online import OnlineServer, manifest_key
 from feast_embeddings.materialize.ticks.cutover import Cutovers
 
 # ── taken up, or recorded anew ───────────────────────────────────────────────────────────────────────────────
@@ -173,7 +173,7 @@ def test_a_tick_taken_up_leaves_out_a_fill_that_was_retired_meanwhile(make_repo:
     with at(day(6)), stopping_at("recorded"), pytest.raises(StoppedError):
         repo.run(day(6))
     with repo.redis() as client:
-        client.delete(keys.manifest_key(repo.store.project, "main"))
+        client.delete(manifest_key(repo.store.project, "main"))
     with at(day(6)):
         repo.run(day(6), "item_embedding", refresh=True)  # its cutover retires the generation before
         assert repo.workspace.ledger.fill(retained.fill).state == "retired"

@@ -28,7 +28,7 @@ from feast_embeddings.materialize.cli import main
 from feast_embeddings.materialize.files.workspace import cutover_resource, view_resource
 from feast_embeddings.materialize.ledger.leases import held
 from feast_embeddings.materialize.ledger.tombstones import Tombstones
-from feast_embeddings.materialize.online import keys
+from feast_embeddings.materialize.online import entity_keys
 from feast_embeddings.materialize.serving import nearest
 from feast_embeddings.materialize.upkeep.erase import Receipt, forget
 from feast_embeddings.models.errors import DeclarationError, LeaseError
@@ -96,7 +96,7 @@ def test_an_erased_entity_is_nowhere_and_everyone_else_is_as_before(make_repo: M
     assert repo.vectors().found[~OTHERS].all()
     logged = repo.log()["user_id"].to_pylist().count(GONE)
     before = _of_others(repo)
-    (key,) = keys.entity_keys(repo.project, "user_id", np.array([GONE]))
+    (key,) = entity_keys(repo.project, "user_id", np.array([GONE]))
     with repo.redis() as client:
         client.hset(key, "_ts:profile", b"of an ordinary view")
         client.hset(neighbor := key[: -len(repo.project)] + b"x" + repo.project.encode(), "_ts:profile", b"other")
