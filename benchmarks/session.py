@@ -41,8 +41,7 @@ from rich.table import Table
 
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.demo.scaffold import write_repo
-from feast_embeddings.materialize.serving import metrics
-from feast_embeddings.materialize.serving.sessions import warm_up
+from feast_embeddings.materialize.serving import REQUEST_METRICS, warm_up
 from feast_embeddings.models import ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
 
 RESULTS = Path(__file__).parent / "results" / "session.json"
@@ -120,7 +119,7 @@ def timed(calls: int, work: Callable[[int], Any]) -> dict[str, float]:
 
 def _sum(part: str) -> float:
     labels = {"view": "session_embedding", "part": part}
-    registry: CollectorRegistry = metrics.REGISTRY
+    registry: CollectorRegistry = REQUEST_METRICS
     return registry.get_sample_value("feast_embeddings_session_seconds_sum", labels) or 0.0
 
 

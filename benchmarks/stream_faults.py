@@ -69,7 +69,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    from feast_embeddings.materialize.online.embedded import detach
+    from feast_embeddings.materialize.online import detach
 
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         stack.callback(os.chdir, Path(__file__).parents[1])

@@ -8,9 +8,7 @@ from feast_embeddings.materialize.declare.views import (
     item_embedding_view,
     pinned,
 )
-from feast_embeddings.materialize.serving.nearest import Neighbors, nearest
-from feast_embeddings.materialize.serving.search import search
-from feast_embeddings.materialize.serving.vectors import Vectors, read_vectors
+from feast_embeddings.materialize.serving import Neighbors, Vectors, nearest, read_vectors, search
 
 __all__ = [
     "Full",

@@ -21,7 +21,7 @@ from feast.repo_config import FeastConfigBaseModel
 from feast_embeddings.materialize.clock import us_of
 from feast_embeddings.materialize.declare.views import STATE, is_embedding, spec_of
 from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.online.stores import embedding_store
+from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.ticks.activity import write_activity
 from feast_embeddings.materialize.ticks.runner import Outcome, Runner
 from feast_embeddings.materialize.upkeep.retire import retire_in_background
@@ -112,15 +112,15 @@ class EmbeddingEngine(LocalComputeEngine):
 
     def _embed(self, registry: BaseRegistry, task: MaterializationTask) -> None:
         spec = spec_of(task.feature_view)
-        store = embedding_store(self.online_store)
-        runner = Runner(self.workspace, store, self.repo_config, registry, spec, self.lease_seconds)
+        server = OnlineServer.of(self.repo_config)
+        runner = Runner(self.workspace, server, registry, spec, self.lease_seconds)
         if _is_incremental(task):
             outcome = runner.run_due(us_of(task.end_time))
         else:
             typer.echo(f"{spec.view}: a full refresh as of the end; the start is not used")
             outcome = runner.refresh(us_of(task.end_time))
         _report(spec.view, outcome)
-        retire_in_background(self.workspace, store, self.repo_config, registry)
+        retire_in_background(self.workspace, server, registry)
 
 
 def _from_the_table(task: MaterializationTask) -> MaterializationTask:

@@ -32,6 +32,7 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.saved_dataset import SavedDatasetStorage
 
+from feast_embeddings.materialize.declare.kinds import pinned_space, ttl_us
 from feast_embeddings.materialize.declare.views import EmbeddingSpec, spec_of
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.embedding_log import ids_of
@@ -39,7 +40,6 @@ from feast_embeddings.materialize.files.workspace import Workspace, embedding_sp
 from feast_embeddings.materialize.retrieval.recomputed import activity_at, history_at
 from feast_embeddings.materialize.retrieval.rows import ROW, Asked, EntityRows, ServedRetrievalJob, check_names
 from feast_embeddings.materialize.retrieval.served import served_space, served_vectors
-from feast_embeddings.materialize.serving.plan import pinned_space, ttl_us
 from feast_embeddings.models import read_manifest
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations import activity_spec_of

@@ -15,7 +15,7 @@ from prometheus_client import Metric
 from typer.main import get_command
 
 from feast_embeddings.materialize.cli.main import app
-from feast_embeddings.materialize.serving import metrics
+from feast_embeddings.materialize.serving import REQUEST_METRICS
 from feast_embeddings.materialize.stream.metrics import COUNTERS, FRESHNESS, GAUGES
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -80,7 +80,7 @@ def test_prometheus_asks_services_at_the_ports_where_they_answer() -> None:
 def known_metrics() -> set[str]:
     named = {f"{name}_total" for name in COUNTERS} | set(GAUGES)
     named |= {f"{FRESHNESS}_{part}" for part in ("bucket", "sum", "count")}
-    for family in metrics.REGISTRY.collect():
+    for family in REQUEST_METRICS.collect():
         assert isinstance(family, Metric)
         parts = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}[family.type]
         named |= {f"{family.name}{part}" for part in parts}

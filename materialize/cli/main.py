@@ -23,7 +23,7 @@ from feast_embeddings.materialize.demo.scaffold import write_repo
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.learning.explain import explain_entity
 from feast_embeddings.materialize.learning.train import train_declared, training_config
-from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.ticks.cutover import Cutovers
 from feast_embeddings.materialize.upkeep.erase import forget, print_receipt
 from feast_embeddings.materialize.upkeep.restore import restore
@@ -139,7 +139,7 @@ def rollback(
 ) -> None:
     """Make the retained generation live again, for all views of an encoder at once."""
     store = _store(repo)
-    cutovers = Cutovers(Workspace.of(store.config), online_store_of(store), store.config, store.registry)
+    cutovers = Cutovers(Workspace.of(store.config), OnlineServer.of(store.config), store.registry)
     generation = cutovers.rollback(encoder)
     typer.echo(f"Generation {generation.generation} of encoder {encoder!r} is live: {dict(generation.fills)}")
 
@@ -148,8 +148,7 @@ def rollback(
 def retire_fills(repo: Repo = Path()) -> None:
     """Remove retired fills from Redis now, to the end; jobs do it in the background."""
     store = _store(repo)
-    online = online_store_of(store)
-    gone = retire(Workspace.of(store.config), online, store.config, store.registry)
+    gone = retire(Workspace.of(store.config), OnlineServer.of(store.config), store.registry)
     typer.echo(f"Removed {len(gone)} retired fill(s){': ' if gone else ''}{', '.join(gone)}")
 
 

@@ -15,9 +15,8 @@ import typer
 from feast import FeatureStore
 
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
-from feast_embeddings.materialize.online.stores import online_store_of
-from feast_embeddings.materialize.serving.nearest import nearest
-from feast_embeddings.materialize.serving.vectors import read_vectors
+from feast_embeddings.materialize.online import OnlineServer
+from feast_embeddings.materialize.serving import nearest, read_vectors
 from feast_embeddings.materialize.stream.declared import SourceOptions, compaction_of, make_worker, user_spec
 from feast_embeddings.materialize.stream.health import LOOPBACK, health_of
 from feast_embeddings.materialize.stream.recompute import lines_of, replay_stream
@@ -91,7 +90,7 @@ def append(
     contract = contract_of(behaviors_of(store.registry, store.project, spec))
     lines = behaviors if behaviors else [line for line in sys.stdin if line.strip()]
     ids = [_entity(line, contract.entity) for line in lines]
-    with online_store_of(store).redis(store.config) as client:
+    with OnlineServer.of(store.config).client() as client:
         partitions = agreed_partitions(client, store.project, spec.behaviors)
         payloads = [line.strip().encode() for line in lines]
         append_behaviors(client, store.project, spec.behaviors, partitions, ids, payloads)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from feast_embeddings.materialize.serving.vectors import Vectors
+from feast_embeddings.materialize.serving import Vectors
 from feast_embeddings.models.encoder import ItemIndex
 from feast_embeddings.models.errors import SpaceError
 from feast_embeddings.models.evaluation import (

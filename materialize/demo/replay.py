@@ -21,8 +21,8 @@ from feast_embeddings.materialize.demo.parity import Comparison, compare
 from feast_embeddings.materialize.demo.reads import Reader
 from feast_embeddings.materialize.demo.scaffold import write_repo
 from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.online.stores import online_store_of
-from feast_embeddings.materialize.serving.vectors import Vectors, read_vectors
+from feast_embeddings.materialize.online import OnlineServer
+from feast_embeddings.materialize.serving import Vectors, read_vectors
 from feast_embeddings.materialize.ticks.cutover import Cutovers
 from feast_embeddings.materialize.ticks.milestones import CUTOVER, listening
 from feast_embeddings.materialize.ticks.progress import progress
@@ -143,9 +143,7 @@ class Replayer:
 
     def _roll_back_and_forth(self) -> None:
         """Make the retained generation live for an hour, and then the other one again."""
-        cutovers = Cutovers(
-            Workspace.of(self.store.config), online_store_of(self.store), self.store.config, self.store.registry
-        )
+        cutovers = Cutovers(Workspace.of(self.store.config), OnlineServer.of(self.store.config), self.store.registry)
         for _ in range(2):
             if not self.ledger.fills(encoder="main", states=("retained",)):
                 return

@@ -14,10 +14,8 @@ from feast import FeatureStore
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, matrix_of
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
-from feast_embeddings.materialize.online import fills
-from feast_embeddings.materialize.online.stores import online_store_of
-from feast_embeddings.materialize.serving.nearest import Neighbors, nearest
-from feast_embeddings.materialize.serving.vectors import Vectors, read_vectors
+from feast_embeddings.materialize.online import HistoryPlace, OnlineServer, read_history
+from feast_embeddings.materialize.serving import Neighbors, Vectors, nearest, read_vectors
 from feast_embeddings.materialize.upkeep.erase import declared_entity, entity_id_of
 from feast_embeddings.models import Explanation, HistoryBatch, explain
 from feast_embeddings.models.encoder import Encoder
@@ -165,16 +163,8 @@ def _spec(store: FeatureStore, join_key: str, entity: str, view: str | None) -> 
 def _history(
     store: FeatureStore, spec: EmbeddingSpec, contract: BehaviorContract, ids: Ids, as_of_us: int
 ) -> HistoryBatch:
-    online = online_store_of(store)
-    return fills.read_history(
-        online,
-        store.config,
-        view_name=spec.history,
-        join_key=spec.join_key,
-        ids=ids,
-        as_of_us=as_of_us,
-        item_dtype=contract.item_dtype,
-    )
+    place = HistoryPlace(spec.history, spec.join_key, contract.item_dtype)
+    return read_history(OnlineServer.of(store.config), place, ids, as_of_us)
 
 
 def _log_rows(log: EmbeddingLog, entity_id: int | str, space: str) -> pa.Table:

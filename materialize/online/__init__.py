@@ -1,1 +1,113 @@
-"""."""
+"""What is in Redis: the server of a feature repo, fills and histories guarded by their ticks, manifests, removal."""
+
+from feast_embeddings.materialize.online.commands import Strings, queue_hmgets, reads
+from feast_embeddings.materialize.online.embedded import HASHES, client_name, detach, detach_all, embedded_server
+from feast_embeddings.materialize.online.fills import (
+    FillRows,
+    publish_manifest,
+    read_fill,
+    read_history,
+    read_manifest,
+    scan_fill,
+    write_fill,
+    write_history,
+)
+from feast_embeddings.materialize.online.keys import (
+    FillPlace,
+    HistoryPlace,
+    changes_key,
+    entity_ids,
+    entity_key_rows,
+    entity_keys,
+    feature_field,
+    manifest_key,
+    stored_name,
+    timestamp_field,
+)
+from feast_embeddings.materialize.online.manifest import FillRef, Manifest
+from feast_embeddings.materialize.online.removal import (
+    SCAN_COUNT,
+    ScanPlace,
+    fill_removal,
+    remove_entities,
+    remove_entity,
+    remove_fill,
+    remove_records,
+    remove_view,
+)
+from feast_embeddings.materialize.online.scripts import call_script
+from feast_embeddings.materialize.online.server import OnlineOptions, OnlineServer
+from feast_embeddings.materialize.online.tick_stamps import TickStamp, event_times, stock_timestamp
+from feast_embeddings.materialize.online.versions import (
+    MOST_IDS,
+    VERSIONS_KEPT,
+    changed_since,
+    current_version,
+    record_change,
+    record_erasure,
+)
+from feast_embeddings.materialize.online.wire import (
+    as_float_list,
+    as_float_lists,
+    decode_vectors,
+    encode_vectors,
+    varint,
+    vector_length,
+)
+
+__all__ = [
+    "HASHES",
+    "MOST_IDS",
+    "SCAN_COUNT",
+    "VERSIONS_KEPT",
+    "FillPlace",
+    "FillRef",
+    "FillRows",
+    "HistoryPlace",
+    "Manifest",
+    "OnlineOptions",
+    "OnlineServer",
+    "ScanPlace",
+    "Strings",
+    "TickStamp",
+    "as_float_list",
+    "as_float_lists",
+    "call_script",
+    "changed_since",
+    "changes_key",
+    "client_name",
+    "current_version",
+    "decode_vectors",
+    "detach",
+    "detach_all",
+    "embedded_server",
+    "encode_vectors",
+    "entity_ids",
+    "entity_key_rows",
+    "entity_keys",
+    "event_times",
+    "feature_field",
+    "fill_removal",
+    "manifest_key",
+    "publish_manifest",
+    "queue_hmgets",
+    "read_fill",
+    "read_history",
+    "read_manifest",
+    "reads",
+    "record_change",
+    "record_erasure",
+    "remove_entities",
+    "remove_entity",
+    "remove_fill",
+    "remove_records",
+    "remove_view",
+    "scan_fill",
+    "stock_timestamp",
+    "stored_name",
+    "timestamp_field",
+    "varint",
+    "vector_length",
+    "write_fill",
+    "write_history",
+]

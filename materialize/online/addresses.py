@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import redis
@@ -17,6 +18,7 @@ from feast_embeddings.models.errors import OnlineStoreError
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path("data/valkey")
 _SCHEMES = ("redis://", "rediss://", "unix://")
+_NODE = re.compile(r"([^=]+):(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,28 @@ class Address:
             return f"the embedded server of {self.target}"
         if self.kind == "url":
             return _without_secrets(self.target)
-        return ",".join(part for part in self.target.split(",") if "=" not in part or part.startswith("db="))
+        return ",".join(part for part in self.target.split(",") if _NODE.fullmatch(part) or part.startswith("db="))
+
+    def nodes(self) -> list[tuple[str, int]]:
+        """Host and port of every server that the stock form names.
+
+        Raises:
+            OnlineStoreError: It names none, or a part of it is neither ``host:port`` nor ``option=value``.
+        """
+        found = [_NODE.fullmatch(part) for part in self.target.split(",") if "=" not in part]
+        nodes = [(node[1], int(node[2])) for node in found if node]
+        if not nodes or len(nodes) < len(found):
+            raise OnlineStoreError(
+                f"online_store.connection_string {str(self)!r} in feature_store.yaml: each part is host:port or "
+                "option=value, and one is neither (not shown: it may be a secret). Write `embedded`, host:port,db=0, "
+                "or a redis:// URL, where a password may hold a comma."
+            )
+        return nodes
+
+    def options(self) -> dict[str, Any]:
+        """redis-py's options that the stock form names: numbers and booleans as JSON has them, the rest as text."""
+        named = (part.partition("=") for part in self.target.split(",") if "=" in part)
+        return {name: _plain(value) for name, _, value in named}
 
 
 def address_of(connection_string: str, repo_path: Path | None) -> Address:
@@ -62,7 +85,7 @@ def address_of(connection_string: str, repo_path: Path | None) -> Address:
             f"connection_string {connection_string!r} keeps its data under the feature repo, and this "
             "RepoConfig has no repo_path; name an absolute folder: embedded:/var/lib/features."
         )
-    return Address("embedded", str((repo_path or Path()) / path))
+    return Address("embedded", str(((repo_path or Path()) / path).resolve()))
 
 
 @contextmanager
@@ -89,6 +112,13 @@ def naming(address: Address) -> Iterator[None]:
             f"Redis at {address} refused a command ({_redacted(error, address)}). "
             "Check its log, its free memory and the rights of its user."
         ) from error
+
+
+def _plain(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
 
 
 def _redacted(error: Exception, address: Address) -> str:

@@ -94,7 +94,8 @@ def detach(folder: Path) -> None:
             _drop(folder)
 
 
-def _detach_all() -> None:
+def detach_all() -> None:
+    """Leaves every server that this process is attached to, as it does when it ends."""
     for folder in list(_presences):
         detach(folder)
 
@@ -111,7 +112,7 @@ def _forget() -> None:
     _children.clear()
 
 
-atexit.register(_detach_all)
+atexit.register(detach_all)
 os.register_at_fork(after_in_child=_forget)
 
 

@@ -1,4 +1,4 @@
-"""What ticks do in Redis: guarded writes, the state they start from, the cutover, and the removal of a fill.
+"""What ticks do in Redis: guarded writes, the state they start from, and the cutover.
 
 Every write carries its tick's number, and Redis itself keeps a row whose stored number is equal or larger. So
 writing a tick again, in part or in whole, in any order, ends in the same rows: at least once becomes exactly once.
@@ -8,31 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import redis
-from feast import RepoConfig
 
 from feast_embeddings.materialize.declare.storage import Storage, holds
-from feast_embeddings.materialize.online import keys, tick_stamps, wire
+from feast_embeddings.materialize.online import keys, wire
 from feast_embeddings.materialize.online.commands import queue_hmgets, reads
-from feast_embeddings.materialize.online.fresh_fill import begin, end
-from feast_embeddings.materialize.online.guarded_write import Chunk, GuardedWrites, OnChunk
+from feast_embeddings.materialize.online.guarded_write import OnChunk, write_guarded
+from feast_embeddings.materialize.online.keys import FillPlace, HistoryPlace
 from feast_embeddings.materialize.online.manifest import Manifest
-from feast_embeddings.materialize.online.removal import delete_fill
-from feast_embeddings.materialize.online.scripts import call
-from feast_embeddings.materialize.online.versions import forget_changes, record_change
+from feast_embeddings.materialize.online.removal import entity_batches
+from feast_embeddings.materialize.online.scripts import call_script
+from feast_embeddings.materialize.online.server import OnlineServer
+from feast_embeddings.materialize.online.tick_stamps import TickStamp, decode_stamps
+from feast_embeddings.materialize.online.versions import record_change
 from feast_embeddings.models.encoder import HistoryBatch
 from feast_embeddings.models.errors import OnlineStoreError
 from feast_embeddings.models.types import Float32s, Ids, Int64s
 from feast_embeddings.transformations.views import tags
 
-if TYPE_CHECKING:
-    from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
-
-CHUNK_ROWS: Final = 128  # rows per script call: what it writes stays in the cache, and others wait half a millisecond
 _READ_ROWS: Final = 5000
 
 
@@ -56,38 +52,26 @@ class FillRows:
 
 
 def write_fill(
-    store: EmbeddingOnlineStore,
-    config: RepoConfig,
-    view_name: str,
-    join_key: str,
-    fill: str,
-    feature: str,
-    tick: int,
-    tick_end_us: int,
-    event_time_us: int,
+    server: OnlineServer,
+    place: FillPlace,
+    stamp: TickStamp,
     ids: Ids,
     vectors: Float32s,
-    chunk_rows: int = CHUNK_ROWS,
-    on_chunk: OnChunk | None = None,
+    *,
     storage: Storage = "float32",
+    on_chunk: OnChunk | None = None,
 ) -> int:
     """Writes a tick's vectors (float32 [n, dim]) of entities ``ids`` [n] into a fill.
 
     Args:
-        store: The online store.
-        config: Its feature repo's configuration.
-        view_name: The embedding view.
-        join_key: Join key of its entity.
-        fill: Name of the fill.
-        feature: Name of the feature that holds the vector.
-        tick: The tick's number, below 2 ** 53.
-        tick_end_us: End of the tick, in microseconds.
-        event_time_us: The rows' event timestamp, in microseconds.
+        server: The Redis server.
+        place: The fill.
+        stamp: The tick, its end, and the rows' event timestamp.
         ids: Entities, int64 or strings, each once.
         vectors: One row per entity.
-        chunk_rows: Rows per call; each call is atomic, the whole is not.
-        on_chunk: Called after each call is sent, with the rows sent so far; what it raises stops the write.
         storage: How to keep the vectors, as they were rounded before; those that are not so are kept as float32.
+        on_chunk: Called after every ``server.chunk_rows`` rows, with the rows sent so far; what it raises stops the
+            write.
 
     Returns:
         The number of rows written; those that a tick of the same or a larger number wrote before are left as they are.
@@ -95,104 +79,88 @@ def write_fill(
     Raises:
         OnlineStoreError: Redis cannot be reached, or refused; or ids and vectors are not of one length.
     """
-    _same_length(view_name, ids, len(vectors))
-    name = keys.qualified(view_name, fill)
-    writer = GuardedWrites(store, config, name, [feature], tick, tick_end_us, event_time_us)
+    _same_length(place.view, ids, len(vectors))
     chunks = (
-        Chunk(keys.entity_key_rows(config.project, join_key, ids[rows]), [_values(vectors[rows], storage)])
-        for rows in _slices(len(ids), chunk_rows)
+        (keys.entity_key_rows(server.project, place.join_key, ids[rows]), [_values(vectors[rows], storage)])
+        for rows in _slices(len(ids), server.chunk_rows)
     )
-    with store.redis(config) as client:
-        alone = isinstance(client, redis.Redis) and len(ids)
-        fresh = begin(store, client, config.project, name, tick, ids) if alone else None
-    written = writer.write(chunks, on_chunk, fresh)
-    if fresh is not None:
-        end(store, fresh, ids)
-    with store.redis(config) as client:  # also where nothing was written: the job that wrote it may have stopped here
-        record_change(client, config.project, name, ids)
+    written = write_guarded(server, place.name, [place.feature], stamp, chunks, on_chunk)
+    record_change(server, place.name, ids)  # also where nothing was written: the job that did so may have stopped here
     return written
 
 
 def write_history(
-    store: EmbeddingOnlineStore,
-    config: RepoConfig,
-    view_name: str,
-    join_key: str,
-    tick: int,
-    tick_end_us: int,
-    event_time_us: int,
+    server: OnlineServer,
+    place: HistoryPlace,
+    stamp: TickStamp,
     ids: Ids,
     batch: HistoryBatch,
-    item_dtype: str,
-    chunk_rows: int = CHUNK_ROWS,
+    *,
     on_chunk: OnChunk | None = None,
 ) -> int:
-    """Writes the histories (``batch``, n of them) of entities ``ids`` [n], as :func:`write_fill`.
-
-    ``item_dtype`` is ``int64`` or ``string``.
-    """
-    _same_length(view_name, ids, len(batch))
-    writer = GuardedWrites(store, config, view_name, tags.HISTORY_FEATURES, tick, tick_end_us, event_time_us)
+    """Writes the histories (``batch``, n of them) of entities ``ids`` [n], as :func:`write_fill`."""
+    _same_length(place.view, ids, len(batch))
+    rows_of = np.arange(len(ids), dtype=np.int64)
     chunks = (
-        Chunk(
-            keys.entity_key_rows(config.project, join_key, ids[rows]),
-            _encode_histories(batch.take(np.arange(len(ids), dtype=np.int64)[rows]), item_dtype),
+        (
+            keys.entity_key_rows(server.project, place.join_key, ids[rows]),
+            _encode_histories(batch.take(rows_of[rows]), place.item_dtype),
         )
-        for rows in _slices(len(ids), chunk_rows)
+        for rows in _slices(len(ids), server.chunk_rows)
     )
-    return writer.write(chunks, on_chunk)
+    return write_guarded(server, place.view, tags.HISTORY_FEATURES, stamp, chunks, on_chunk)
 
 
-def read_fill(
-    store: EmbeddingOnlineStore,
-    config: RepoConfig,
-    view_name: str,
-    join_key: str,
-    fill: str,
-    feature: str,
-    dim: int,
-    ids: Ids,
-) -> FillRows:
+def read_fill(server: OnlineServer, place: FillPlace, dim: int, ids: Ids) -> FillRows:
     """The rows of entities ``ids`` in one fill, live or not; no ttl is applied.
 
     Raises:
         OnlineStoreError: Redis cannot be reached.
         SpaceError: A stored vector is not of ``dim`` dimensions.
     """
-    name = keys.qualified(view_name, fill)
-    fields = [keys.feature_field(name, feature), keys.timestamp_field(name)]
-    values, stored = _read_columns(store, config, join_key, ids, fields)
-    vectors, found = wire.decode_vectors(values, dim, view_name)
-    return FillRows(vectors, found, *tick_stamps.decode(stored))
+    values, stored = _read_columns(server, place.join_key, ids, place.fields())
+    vectors, found = wire.decode_vectors(values, dim, place.view)
+    return FillRows(vectors, found, *decode_stamps(stored))
 
 
-def read_history(
-    store: EmbeddingOnlineStore,
-    config: RepoConfig,
-    view_name: str,
-    join_key: str,
-    ids: Ids,
-    as_of_us: int,
-    item_dtype: str,
-) -> HistoryBatch:
+def scan_fill(server: OnlineServer, place: FillPlace) -> Iterator[tuple[Ids, FillRows]]:
+    """Every row of a fill, some at a time: ids [n], and their rows. One that is moved meanwhile may come twice.
+
+    Raises:
+        OnlineStoreError: Redis cannot be reached, or holds something else there.
+        SpaceError: The vectors are not of one length.
+    """
+    dim = 0
+    with server.client() as client:
+        for batch in entity_batches(client, server.project, [place.join_key]):
+            pipe = reads(client)
+            queue_hmgets(pipe, batch, place.fields())
+            rows = [(key, *reply) for key, reply in zip(batch, pipe.execute(), strict=True) if reply[0]]
+            if rows:
+                present, values, stored = zip(*rows, strict=True)
+                dim = dim or wire.vector_length(values[0], place.view)
+                vectors, found = wire.decode_vectors(values, dim, place.view)
+                yield keys.ids_of_keys(present, place.join_key), FillRows(vectors, found, *decode_stamps(stored))
+
+
+def read_history(server: OnlineServer, place: HistoryPlace, ids: Ids, as_of_us: int) -> HistoryBatch:
     """The stored histories of entities ``ids``, empty where there is none.
 
-    ``item_dtype`` is ``int64`` or ``string``. ``as_of_us`` is what the batch states; behaviors at or after it,
-    if any are stored, are left out.
+    ``as_of_us`` is what the batch states; behaviors at or after it, if any are stored, are left out.
 
     Raises:
         OnlineStoreError: Redis cannot be reached, or holds something else there.
     """
-    fields = [keys.feature_field(view_name, feature) for feature in tags.HISTORY_FEATURES]
-    items, types, times, values = _read_columns(store, config, join_key, ids, fields)
-    decode_items = wire.decode_strings if item_dtype == "string" else _decode_int64s
-    flat_items, offsets = decode_items(items, view_name)
-    flat_types, type_offsets = wire.decode_integers(types, "int32_list_val", view_name)
-    flat_times, time_offsets = _decode_int64s(times, view_name)
-    flat_values, value_offsets = wire.decode_floats(values, view_name)
+    view, fields = place.view, [keys.feature_field(place.view, feature) for feature in tags.HISTORY_FEATURES]
+    items, types, times, values = _read_columns(server, place.join_key, ids, fields)
+    decode_items = wire.decode_strings if place.item_dtype == "string" else _decode_int64s
+    flat_items, offsets = decode_items(items, view)
+    flat_types, type_offsets = wire.decode_integers(types, "int32_list_val", view)
+    flat_times, time_offsets = _decode_int64s(times, view)
+    flat_values, value_offsets = wire.decode_floats(values, view)
     if any(not np.array_equal(offsets, other) for other in (type_offsets, time_offsets, value_offsets)):
         raise OnlineStoreError(
-            f"The histories of view {view_name!r} in Redis disagree in length: something else wrote to them. "
+            f"The histories of view {view!r} in Redis disagree in length: something else wrote to them. "
             "Run `feast materialize` to write them anew."
         )
     as_of = np.full(len(ids), as_of_us, np.int64)
@@ -200,54 +168,34 @@ def read_history(
     return _before(batch, as_of_us)
 
 
-def read_manifest(store: EmbeddingOnlineStore, config: RepoConfig, encoder: str) -> Manifest | None:
+def read_manifest(server: OnlineServer, encoder: str) -> Manifest | None:
     """The encoder's live manifest as Redis holds it now; None before the first cutover.
 
     Raises:
         OnlineStoreError: Redis cannot be reached, or the manifest is unreadable.
     """
-    with store.redis(config) as client:
-        text = client.get(keys.manifest_key(config.project, encoder))
-    return store.manifests.learn(config.project, encoder, text)
+    with server.client() as client:
+        text = client.get(keys.manifest_key(server.project, encoder))
+    return server.manifests.learn(encoder, text)
 
 
-def publish_manifest(store: EmbeddingOnlineStore, config: RepoConfig, manifest: Manifest) -> None:
+def publish_manifest(server: OnlineServer, manifest: Manifest) -> None:
     """The cutover: one atomic SET. Publishing the stored manifest again is harmless.
 
     Raises:
         OnlineStoreError: A manifest with the same or a larger generation is live (a rollback, too, takes a new
             generation number), or Redis cannot be reached.
     """
-    key, text = keys.manifest_key(config.project, manifest.encoder), manifest.to_json()
-    with store.redis(config) as client:
-        answer = call(client, "publish_manifest.lua", [key], [text, manifest.generation]).decode()
+    key, text = keys.manifest_key(server.project, manifest.encoder), manifest.to_json()
+    with server.client() as client:
+        answer = call_script(client, "publish_manifest.lua", [key], [text, manifest.generation]).decode()
     if answer != "stored":
         raise OnlineStoreError(
             f"Generation {manifest.generation} of encoder {manifest.encoder!r} is not newer than the live one "
             f"({answer.removeprefix('refused ')}): another job has cut over meanwhile. Read the manifest again, "
             "and publish with a larger generation."
         )
-    store.manifests.learn(config.project, manifest.encoder, text.encode())
-
-
-def remove_fill(
-    store: EmbeddingOnlineStore,
-    config: RepoConfig,
-    view_name: str,
-    join_key: str,
-    fill: str,
-    features: Sequence[str],
-) -> None:
-    """Removes a retired fill's fields from every entity of the project, in small steps; can be repeated.
-
-    Raises:
-        OnlineStoreError: Redis cannot be reached.
-    """
-    name = keys.qualified(view_name, fill)
-    with store.redis(config) as client:
-        delete_fill(client, config.project, join_key, name, features)
-        forget_changes(client, config.project, name)
-        client.delete(keys.writer_key(config.project, name))
+    server.manifests.learn(manifest.encoder, text.encode())
 
 
 def _values(vectors: Float32s, storage: Storage) -> npt.NDArray[np.uint8]:
@@ -255,14 +203,12 @@ def _values(vectors: Float32s, storage: Storage) -> npt.NDArray[np.uint8]:
     return wire.vector_rows(vectors, storage if holds(vectors, storage) else "float32")
 
 
-def _read_columns(
-    store: EmbeddingOnlineStore, config: RepoConfig, join_key: str, ids: Ids, fields: Sequence[bytes]
-) -> list[list[bytes | None]]:
+def _read_columns(server: OnlineServer, join_key: str, ids: Ids, fields: Sequence[bytes]) -> list[list[bytes | None]]:
     rows: list[Sequence[bytes | None]] = []
-    with store.redis(config) as client:
+    with server.client() as client:
         for part in _slices(len(ids), _READ_ROWS):
             pipe = reads(client)
-            queue_hmgets(pipe, keys.entity_key_rows(config.project, join_key, ids[part]), fields)
+            queue_hmgets(pipe, keys.entity_key_rows(server.project, join_key, ids[part]), fields)
             rows += pipe.execute()
     return [[row[column] for row in rows] for column in range(len(fields))]
 

@@ -9,33 +9,75 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
+import mmh3
 import numpy as np
-import numpy.typing as npt
 from feast.infra.key_encoding_utils import serialize_entity_key_prefix
-from feast.infra.online_stores.helpers import _mmh3
 from feast.protos.feast.types.Value_pb2 import ValueType
 
-from feast_embeddings.materialize.online.commands import FEW, Strings, listed
+from feast_embeddings.materialize.online.commands import FEW, Strings, between, listed
 from feast_embeddings.models.types import Ids
+from feast_embeddings.transformations.behaviors import IdType
 
 _GLOB = re.compile(rb"([*?\[\]\\^])")
 
 
-def qualified(view: str, fill: str) -> str:
+def stored_name(view: str, fill: str) -> str:
     """Name under which a fill's fields are stored: ``<view>@<fill>``."""
     return f"{view}@{fill}"
 
 
+@dataclass(frozen=True, slots=True)
+class FillPlace:
+    """Where the vectors of one fill stand.
+
+    Attributes:
+        view: The embedding view.
+        join_key: Join key of its entity.
+        fill: Name of the fill.
+        feature: Name of the feature that holds the vector.
+    """
+
+    view: str
+    join_key: str
+    fill: str
+    feature: str
+
+    @property
+    def name(self) -> str:
+        """Name under which its fields are stored."""
+        return stored_name(self.view, self.fill)
+
+    def fields(self) -> list[bytes]:
+        """Its hash fields: the vector's, then the timestamp's."""
+        return [feature_field(self.name, self.feature), timestamp_field(self.name)]
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPlace:
+    """Where histories stand: once per entity, whatever fills there are.
+
+    Attributes:
+        view: The history view.
+        join_key: Join key of its entity.
+        item_dtype: ``int64`` or ``string``.
+    """
+
+    view: str
+    join_key: str
+    item_dtype: IdType
+
+
 @lru_cache(maxsize=4096)
 def feature_field(name: str, feature: str) -> bytes:
-    """Hash field of a feature: 4 bytes; ``name`` is a view, or a view qualified by its fill."""
-    return bytes(_mmh3(f"{name}:{feature}"))
+    """Hash field of a feature: 4 bytes; ``name`` is a view, or a fill's :func:`stored_name`."""
+    return struct.pack("<I", mmh3.hash(f"{name}:{feature}", signed=False))
 
 
 def timestamp_field(name: str) -> bytes:
-    """Hash field of the event timestamp of ``name``; where ticks write, a stamp with their number (stamps.py)."""
+    """Hash field of the event timestamp of ``name``; where ticks write, a stamp with their number (tick_stamps.py)."""
     return f"_ts:{name}".encode()
 
 
@@ -49,14 +91,9 @@ def changes_key(project: str, name: str) -> bytes:
     return f"feast-embeddings:{project}:changes:{name}".encode()
 
 
-def writer_key(project: str, name: str) -> bytes:
-    """Key of the hash that names the only writer of a fill (``fresh_fill.py``); :func:`changes_pattern` matches it."""
-    return changes_key(project, f"{name}:writer")
-
-
 def changes_pattern(project: str, view: str) -> bytes:
-    """Glob for ``SCAN``: :func:`changes_key` and :func:`writer_key` of every fill of a view, and nothing else."""
-    return _GLOB.sub(rb"\\\1", changes_key(project, qualified(view, ""))) + b"*"
+    """Glob for ``SCAN``: :func:`changes_key` of every fill of a view, and nothing else."""
+    return _GLOB.sub(rb"\\\1", changes_key(project, stored_name(view, ""))) + b"*"
 
 
 def entity_ids(ids: Ids | Sequence[int] | Sequence[str]) -> Ids:
@@ -99,9 +136,7 @@ def entity_key_rows(project: str, join_key: str, ids: Ids | list[int]) -> String
     start = prefix + struct.pack("<II", ValueType.INT64, 8)
     if len(ids) < FEW:
         return [start + struct.pack("<q", value) + suffix for value in ids]
-    head = np.frombuffer(start, np.uint8)
-    values = np.ascontiguousarray(ids, "<i8").view(np.uint8).reshape(len(ids), 8)
-    return _between(head, values, np.frombuffer(suffix, np.uint8))
+    return between(start, np.ascontiguousarray(ids, "<i8").view(np.uint8).reshape(len(ids), 8), suffix)
 
 
 @lru_cache
@@ -109,7 +144,7 @@ def _prefix(join_key: str) -> bytes:
     return bytes(serialize_entity_key_prefix([join_key]))
 
 
-def ids_of(entity_keys: Sequence[bytes], join_key: str) -> Ids:
+def ids_of_keys(entity_keys: Sequence[bytes], join_key: str) -> Ids:
     """The inverse of :func:`entity_keys`: int64 [n], or an object array [n] of strings; all of one type."""
     start = len(serialize_entity_key_prefix([join_key])) + 8  # the type and the length come first
     if not entity_keys or entity_keys[0][start - 8 : start - 4] == struct.pack("<I", ValueType.INT64):
@@ -119,22 +154,13 @@ def ids_of(entity_keys: Sequence[bytes], join_key: str) -> Ids:
     return np.array([key[start:end].decode() for key, end in zip(entity_keys, ends, strict=True)], dtype=object)
 
 
-def _between(
-    head: npt.NDArray[np.uint8], rows: npt.NDArray[np.uint8], tail: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.uint8]:
-    end = len(head) + rows.shape[1]
-    out = np.empty((len(rows), end + len(tail)), np.uint8)
-    out[:, : len(head)], out[:, len(head) : end], out[:, end:] = head, rows, tail
-    return out
-
-
 def scan_pattern(project: str, join_keys: Sequence[str]) -> bytes:
-    """Glob for ``SCAN`` that matches every entity key of a project, and a few more: see :func:`belongs`."""
+    """Glob for ``SCAN`` that matches every entity key of a project, and a few more: see :func:`is_entity_key`."""
     prefix = serialize_entity_key_prefix(list(join_keys))
     return _GLOB.sub(rb"\\\1", prefix) + b"*" + _GLOB.sub(rb"\\\1", project.encode())
 
 
-def belongs(key: bytes, project: str, join_keys: Sequence[str]) -> bool:
+def is_entity_key(key: bytes, project: str, join_keys: Sequence[str]) -> bool:
     """Whether ``key`` is an entity key of exactly this project and these join keys.
 
     A suffix match is not enough: keys of project ``xa`` end with ``a`` too. The lengths inside the key tell

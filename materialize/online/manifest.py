@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from feast_embeddings.materialize.online import keys
 from feast_embeddings.models.errors import OnlineStoreError, SpaceError
 
 
@@ -93,3 +94,35 @@ def _as_dict(ref: FillRef) -> dict[str, str]:
 
 def _from_dict(body: Mapping[str, Any]) -> FillRef:
     return FillRef(fill=str(body["fill"]), space=str(body["space"]))
+
+
+class ManifestCache:
+    """The manifests of a project that this process has seen last. Threads may share it: a stale one costs a retry."""
+
+    def __init__(self, project: str) -> None:
+        self._project = project
+        self._known: dict[str, tuple[bytes, Manifest]] = {}
+
+    def get(self, encoder: str) -> Manifest | None:
+        """The manifest as last seen."""
+        known = self._known.get(encoder)
+        return known[1] if known else None
+
+    def learn(self, encoder: str, text: bytes | None) -> Manifest | None:
+        """Takes in what Redis holds now.
+
+        Raises:
+            OnlineStoreError: ``text`` is not a manifest.
+        """
+        known = self._known.get(encoder)
+        if text is None:
+            self._known.pop(encoder, None)
+            return None
+        if known is None or known[0] != text:
+            known = self._known[encoder] = (text, Manifest.from_json(encoder, text))
+        return known[1]
+
+    def delete(self, client: Any, encoder: str) -> None:
+        """Removes an encoder's manifest from Redis, and forgets it."""
+        client.delete(keys.manifest_key(self._project, encoder))
+        self.learn(encoder, None)

@@ -11,7 +11,7 @@ from typing import Any
 import redis
 
 
-def call(client: Any, name: str, script_keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
+def call_script(client: Any, name: str, script_keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
     """Runs the script in file ``name``, sending its text only to a server that does not know it yet.
 
     Raises:

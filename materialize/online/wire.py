@@ -74,15 +74,6 @@ def decode_vectors(values: Sequence[bytes | None], dim: int, view: str) -> tuple
     return out, found
 
 
-def decode_vector_rows(rows: Bytes, view: str) -> Float32s:
-    """As :func:`decode_vectors`, of values that are the rows of a matrix, uint8 [n, length of one], n > 0."""
-    vectors = _of_one_kind(rows)
-    if vectors is None:
-        values = [row.tobytes() for row in rows]
-        return decode_vectors(values, vector_length(values[0], view), view)[0]
-    return vectors
-
-
 def vector_length(value: bytes, view: str) -> int:
     """Number of floats in one serialized vector.
 

@@ -1,25 +1,23 @@
 """The online answer that is being put together: what an on-demand view may know of the read before it.
 
 Feast calls an on-demand view's transformation right after the online store's read, in the same thread or task, with
-nothing but columns. Here it finds the store, and the manifests that the rows of the answer were read under.
+nothing but columns. Here it finds the server, the encoders, and the manifests that the answer's rows were read under.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
-from feast import RepoConfig
 
-from feast_embeddings.materialize.online.manifest import Manifest
+from feast_embeddings.materialize.online import Manifest, OnlineServer
+from feast_embeddings.materialize.serving.session_encoders import Loaded
 from feast_embeddings.transformations.views import SESSION_INPUTS, SESSION_VALUES
-
-if TYPE_CHECKING:
-    from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 
 EntityRows = list[dict[str, Any]] | Mapping[str, Any]
 
@@ -29,26 +27,38 @@ class Answer:
     """One call of ``get_online_features``.
 
     Attributes:
-        store: The online store.
-        config: Its feature repo's configuration.
+        server: The Redis server.
+        loaded: The encoder of that name in a space, loaded if need be.
         manifests: Encoder → the manifest under which the answer's rows were read; empty before the read.
     """
 
-    store: EmbeddingOnlineStore
-    config: RepoConfig
-    manifests: Mapping[str, Manifest | None]
+    server: OnlineServer
+    loaded: Callable[[str, str], Loaded]
+    manifests: Mapping[str, Manifest | None] = field(default_factory=dict)
+
+
+_followed: WeakKeyDictionary[OnlineServer, frozenset[str]] = WeakKeyDictionary()
+
+
+def follow(server: OnlineServer, encoder: str) -> None:
+    """Read this encoder's manifest along with histories from now on: a session view will ask for it."""
+    _followed[server] = followed(server) | {encoder}
+
+
+def followed(server: OnlineServer) -> frozenset[str]:
+    """The encoders that session views asked for so far."""
+    return _followed.get(server, frozenset())
 
 
 _current: ContextVar[Answer | None] = ContextVar("answer", default=None)
 
 
 @contextmanager
-def answering(store: EmbeddingOnlineStore, config: RepoConfig) -> Iterator[Answer]:
+def answering(answer: Answer) -> Iterator[None]:
     """Makes :func:`current_answer` find this call, in this thread or task only."""
-    answer = Answer(store, config, {})
     token = _current.set(answer)
     try:
-        yield answer
+        yield
     finally:
         _current.reset(token)
 

@@ -9,27 +9,29 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
-from feast import FeatureView, RepoConfig
+from feast import FeatureView
 
-from feast_embeddings.materialize.online import keys, tick_stamps, wire
-from feast_embeddings.materialize.online.commands import reads
-from feast_embeddings.materialize.online.manifest import FillRef, Manifest
-from feast_embeddings.materialize.online.removal import entity_batches
-from feast_embeddings.materialize.online.versions import VERSION, changed_since
-from feast_embeddings.materialize.serving.plan import MAX_PLANS, pinned_space
+from feast_embeddings.materialize.declare.kinds import pinned_space
+from feast_embeddings.materialize.online import (
+    FillPlace,
+    FillRef,
+    Manifest,
+    OnlineServer,
+    changed_since,
+    current_version,
+    read_fill,
+    scan_fill,
+    stored_name,
+)
+from feast_embeddings.materialize.serving.plan import MAX_PLANS
 from feast_embeddings.models.types import Float32s, Ids, Int64s
 from feast_embeddings.transformations.views import tags
-
-if TYPE_CHECKING:
-    from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
-
-_READ_ROWS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,9 +61,7 @@ class FillSnapshot:
         return cls(cast(Ids, ordered), vectors, norms, event_time[rows], version)
 
     def with_rows(self, changed: Ids, read: FillSnapshot) -> FillSnapshot:
-        """This one, with rows ``changed`` as ``read`` has them; those that it has not are gone."""
-        if not len(self.ids):
-            return read
+        """This one, of some rows, with rows ``changed`` as ``read`` has them; those that it has not are gone."""
         at = np.searchsorted(self.ids, changed)
         there = self.ids[np.minimum(at, len(self.ids) - 1)] == changed
         kept = np.ones(len(self.ids), np.bool_)
@@ -94,7 +94,7 @@ class SnapshotCache:
         self._held: dict[str, FillSnapshot] = {}
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
-    def served(self, online: EmbeddingOnlineStore, config: RepoConfig, view: FeatureView, feature: str) -> Served:
+    def served(self, server: OnlineServer, view: FeatureView, feature: str) -> Served:
         """The rows of the view's live fill, or of its pinned one.
 
         Raises:
@@ -102,54 +102,56 @@ class SnapshotCache:
             OnlineStoreError: Redis cannot be reached, or holds something else there.
         """
         encoder, space = view.tags[tags.ENCODER], pinned_space(view)
-        manifest = online.manifests.get(config.project, encoder)
+        manifest = server.manifests.get(encoder)
         for plan in range(MAX_PLANS):
             ref = _fill_of(manifest, view.name, space)
-            current, version = _check(online, config, encoder, keys.qualified(view.name, ref.fill) if ref else None)
+            current, version = current_version(server, encoder, stored_name(view.name, ref.fill) if ref else None)
             if current != manifest and plan < MAX_PLANS - 1:
                 manifest = current
                 continue
             if current is None or (ref := current.fill_of(view.name, space)) is None:
                 break
-            name = keys.qualified(view.name, ref.fill)
-            held = self._held.get(name)
+            place = FillPlace(view.name, view.join_keys[0], ref.fill, feature)
+            held = self._held.get(place.name)
             if held is not None and held.version == version:
                 return Served(held, ref.space, current.generation)
-            held = self._refreshed(online, config, view, feature, name, version, held)
+            held = self._refreshed(server, place, version, held)
             self._drop_others(view.name, current)
             if plan == MAX_PLANS - 1:  # a writer is never done: these rows are newer than the call
                 return Served(held, ref.space, current.generation)
-        none = np.empty((0, int(view.tags.get(tags.DIM, 0))), np.float32)
-        empty = FillSnapshot.of(np.empty(0, np.int64), none, np.empty(0, np.int64), None)
-        return Served(empty, "", manifest.generation if manifest else 0)
+        return Served(_no_rows(None), "", manifest.generation if manifest else 0)
 
     def _refreshed(
-        self,
-        online: EmbeddingOnlineStore,
-        config: RepoConfig,
-        view: FeatureView,
-        feature: str,
-        name: str,
-        version: bytes | None,
-        held: FillSnapshot | None,
+        self, server: OnlineServer, place: FillPlace, version: bytes | None, held: FillSnapshot | None
     ) -> FillSnapshot:
-        with self._locks[name], online.redis(config) as client:
-            other = self._held.get(name)
+        with self._locks[place.name]:
+            other = self._held.get(place.name)
             if other is not None and other is not held:  # another thread has been here; the caller checks again
                 return other
-            reader = _Reader(client, config.project, view, name, feature)
-            ids = changed_since(client, config.project, name, held.version, version) if held else None
-            fresh = reader.everything(version) if held is None or ids is None else reader.changed(held, ids, version)
-            self._held[name] = fresh
+            known = held if held is not None and len(held.ids) else None  # of no rows, the dimension is not known
+            ids = changed_since(server, place.name, known.version, version) if known is not None else None
+            if known is None or ids is None:
+                fresh = _everything(server, place, version)
+            else:
+                fresh = _with_changed(server, place, known, ids, version)
+            self._held[place.name] = fresh
             return fresh
 
     def _drop_others(self, view: str, manifest: Manifest) -> None:
         """Forget the view's fills that are neither live nor retained."""
         refs = [manifest.fills.get(view), *manifest.retained.get(view, ())]
-        used = {keys.qualified(view, ref.fill) for ref in refs if ref}
-        prefix = keys.qualified(view, "")
+        used = {stored_name(view, ref.fill) for ref in refs if ref}
+        prefix = stored_name(view, "")
         for name in [name for name in list(self._held) if name.startswith(prefix) and name not in used]:
             self._held.pop(name, None)
+
+
+_caches: WeakKeyDictionary[OnlineServer, SnapshotCache] = WeakKeyDictionary()
+
+
+def snapshots_of(server: OnlineServer) -> SnapshotCache:
+    """The snapshots that this process holds of a server's fills."""
+    return _caches.setdefault(server, SnapshotCache())
 
 
 def _fill_of(manifest: Manifest | None, view: str, space: str | None) -> FillRef | None:
@@ -160,54 +162,22 @@ def _fill_of(manifest: Manifest | None, view: str, space: str | None) -> FillRef
     return next((ref for ref in kept if ref and space in (None, ref.space)), None)
 
 
-def _check(
-    online: EmbeddingOnlineStore, config: RepoConfig, encoder: str, name: str | None
-) -> tuple[Manifest | None, bytes | None]:
-    """The manifest as it is now, and the version of a fill's changes: one round trip."""
-    with online.redis(config) as client:
-        pipe = reads(client)
-        pipe.get(keys.manifest_key(config.project, encoder))
-        if name is not None:
-            pipe.hmget(keys.changes_key(config.project, name), [VERSION])
-        text, *versions = pipe.execute()
-    return online.manifests.learn(config.project, encoder, text), versions[0][0] if versions else None
+def _everything(server: OnlineServer, place: FillPlace, version: bytes | None) -> FillSnapshot:
+    parts = [(ids, rows.vectors, rows.event_time_us) for ids, rows in scan_fill(server, place)]
+    if not parts:
+        return _no_rows(version)
+    ids, vectors, times = zip(*parts, strict=True)
+    return FillSnapshot.of(np.concatenate(ids), np.concatenate(vectors), np.concatenate(times), version)
 
 
-class _Reader:
-    """Reads rows of one fill."""
+def _with_changed(
+    server: OnlineServer, place: FillPlace, held: FillSnapshot, ids: Ids, version: bytes | None
+) -> FillSnapshot:
+    """``held``, with rows ``ids`` read again."""
+    rows = read_fill(server, place, held.vectors.shape[1], ids)
+    read = FillSnapshot.of(ids[rows.found], rows.vectors[rows.found], rows.event_time_us[rows.found], version)
+    return held.with_rows(ids, read)
 
-    def __init__(self, client: Any, project: str, view: FeatureView, name: str, feature: str) -> None:
-        self._client, self._project, self._view = client, project, view
-        self._join_key = view.join_keys[0]
-        self._fields = [keys.feature_field(name, feature), keys.timestamp_field(name)]
-        self._dim: int | None = None
 
-    def everything(self, version: bytes | None) -> FillSnapshot:
-        """Every row of the fill, found by a scan over the project's entities."""
-        return self._rows(entity_batches(self._client, self._project, [self._join_key]), version)
-
-    def changed(self, held: FillSnapshot, ids: Ids, version: bytes | None) -> FillSnapshot:
-        """``held``, with rows ``ids`` read again."""
-        found = keys.entity_keys(self._project, self._join_key, ids)
-        batches = (found[start : start + _READ_ROWS] for start in range(0, len(found), _READ_ROWS))
-        return held.with_rows(ids, self._rows(batches, version))
-
-    def _rows(self, batches: Iterator[list[bytes]], version: bytes | None) -> FillSnapshot:
-        parts = [part for part in map(self._read, batches) if part is not None]
-        if not parts:
-            none = np.empty((0, int(self._view.tags.get(tags.DIM, 0))), np.float32)
-            return FillSnapshot.of(np.empty(0, np.int64), none, np.empty(0, np.int64), version)
-        ids, vectors, times = zip(*parts, strict=True)
-        return FillSnapshot.of(np.concatenate(ids), np.concatenate(vectors), np.concatenate(times), version)
-
-    def _read(self, batch: Sequence[bytes]) -> tuple[Ids, Float32s, Int64s] | None:
-        pipe = reads(self._client)
-        for key in batch:
-            pipe.hmget(key, self._fields)
-        rows = [(key, *reply) for key, reply in zip(batch, pipe.execute(), strict=True) if reply[0]]
-        if not rows:
-            return None
-        present, values, stored = zip(*rows, strict=True)
-        self._dim = self._dim or wire.vector_length(values[0], self._view.name)
-        vectors, _ = wire.decode_vectors(values, self._dim, self._view.name)
-        return keys.ids_of(present, self._join_key), vectors, tick_stamps.event_times(stored)
+def _no_rows(version: bytes | None) -> FillSnapshot:
+    return FillSnapshot.of(np.empty(0, np.int64), np.empty((0, 0), np.float32), np.empty(0, np.int64), version)

@@ -2,31 +2,75 @@
 
 Stock Feast builds several messages per entity in Python: its key, its timestamp, each value. Here the keys of all
 entities are laid out at once, and a feature's column is put together as bytes and parsed as one message. The answer
-is the same, message for message.
+is the same, message for message. Private names of Feast stand here because it has no public ones for this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Final, cast
 
 import numpy as np
 from feast import FeatureView, RepoConfig, utils
 from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
+from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
-from feast_embeddings.materialize.online import keys, tick_stamps, wire
-from feast_embeddings.materialize.online.commands import Strings
+from feast_embeddings.materialize.declare.kinds import kind_of
+from feast_embeddings.materialize.online import (
+    OnlineServer,
+    Strings,
+    as_float_list,
+    as_float_lists,
+    entity_key_rows,
+    stock_timestamp,
+    varint,
+)
+from feast_embeddings.materialize.serving.answer import current_answer, followed
+from feast_embeddings.materialize.serving.plan import Read, ViewRead
 from feast_embeddings.models.types import Ids
-from feast_embeddings.transformations.views import EMBEDDING
+from feast_embeddings.transformations.views import EMBEDDING, HISTORY_KIND
 
+Row = tuple[datetime | None, dict[str, ValueProto] | None]
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _KEY_VERSION: Final = 3  # of Feast's serialization, the one that keys.py writes
 _FIELDS: Final = GetOnlineFeaturesResponse.FeatureVector.DESCRIPTOR.fields_by_name
 _VALUES, _STATUSES, _TIMES = (
     bytes([_FIELDS[name].number << 3 | 2]) for name in ("values", "statuses", "event_timestamps")
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What Feast says of a ``get_online_features`` call, under its own names.
+
+    Attributes:
+        join_key_values: Values of each join key, as Feast's messages.
+        entity_name_to_join_key_map: Join key of each entity name.
+        online_features_response: The response to fill.
+        full_feature_names: Whether names start with the view's.
+        include_feature_view_version_metadata: Whether to state the views' versions.
+    """
+
+    join_key_values: dict[str, Any]
+    entity_name_to_join_key_map: dict[str, str]
+    online_features_response: GetOnlineFeaturesResponse
+    full_feature_names: bool
+    include_feature_view_version_metadata: bool
+
+    def add(self, view: ViewRead, features: list[str], rows: list[Row], entities: Entities | None) -> None:
+        """Adds columns of a view as stock Feast does; without entities, empty ones."""
+        places, length = (entities.places(), len(entities.row_of)) if entities is not None else ((), 0)
+        names, versions = self.full_feature_names, self.include_feature_view_version_metadata
+        response = self.online_features_response
+        utils._populate_response_from_feature_data(
+            features, rows, places, response, names, view.table, length, versions
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +122,7 @@ def entities_of(
 
 
 def _of_one_key(config: RepoConfig, join_key: str, ids: Ids | list[int], row_of: list[int]) -> Entities:
-    return Entities(keys.entity_key_rows(config.project, join_key, ids), row_of)
+    return Entities(entity_key_rows(config.project, join_key, ids), row_of)
 
 
 def _any_entities(
@@ -89,62 +133,133 @@ def _any_entities(
     for row, destinations in enumerate(places):
         for place in destinations:
             row_of[place] = row
-    return Entities(redis_keys(config, utils._get_entity_key_protos(entities)), row_of)
+    return Entities(_redis_keys(config, utils._get_entity_key_protos(entities)), row_of)
 
 
-def redis_keys(config: RepoConfig, entity_keys: Sequence[Any]) -> list[bytes]:
+def _redis_keys(config: RepoConfig, entity_keys: Sequence[Any]) -> list[bytes]:
     """Redis keys of stock entity keys."""
     project, version = config.project.encode(), config.entity_key_serialization_version
     return [serialize_entity_key(key, version) + project for key in entity_keys]
 
 
-def add_columns(
-    response: GetOnlineFeaturesResponse,
-    table: FeatureView,
-    features: Sequence[str],
-    replies: Sequence[Sequence[bytes | None]],
-    expired: Sequence[int],
-    row_of: Sequence[int],
-    full_names: bool,
-    with_versions: bool,
-) -> None:
+class RowsRead(Read):
+    """One view, by stock entity keys: behind ``online_read``."""
+
+    def __init__(
+        self,
+        server: OnlineServer,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: Sequence[EntityKeyProto],
+        features: Sequence[str] | None,
+    ) -> None:
+        wanted = list(features) if features else [feature.name for feature in table.features]
+        super().__init__(server, [_view_read(config, table, wanted, _redis_keys(config, entity_keys))])
+
+    def rows(self) -> list[Row]:
+        """One row per entity key: (None, None) where there is none, a time without values past the ttl."""
+        (view,) = self.views
+        if view.name is None:
+            return [(None, None)] * len(view.entity_keys)
+        expired = set(view.expired())
+        rows: list[Row] = []
+        for position, (when, reply) in enumerate(zip(_times(view), view.replies, strict=True)):
+            if reply[-1] is None:
+                rows.append((None, None))
+            else:
+                rows.append((when, None if position in expired else _values(view, reply)))
+        return rows
+
+
+class ResponseRead(Read):
+    """All views of a ``get_online_features`` call, ordinary ones included."""
+
+    def __init__(
+        self,
+        server: OnlineServer,
+        config: RepoConfig,
+        grouped_refs: Sequence[tuple[FeatureView, list[str]]],
+        request: Request,
+    ) -> None:
+        self._request = request
+        join_keys = request.entity_name_to_join_key_map
+        self._entities = [entities_of(config, table, request.join_key_values, join_keys) for table, _ in grouped_refs]
+        views = [
+            _view_read(config, table, list(features), entities.redis_keys)
+            for (table, features), entities in zip(grouped_refs, self._entities, strict=True)
+        ]
+        histories = any(kind_of(table) == HISTORY_KIND for table, _ in grouped_refs)
+        super().__init__(server, views, followed(server) if histories else ())
+
+    def respond(self) -> None:
+        """Fills the response, view after view; the answer that it is of knows the manifests."""
+        for view, entities in zip(self.views, self._entities, strict=True):
+            if kind_of(view.table) is not None:
+                add_columns(self._request, view, view.expired(), entities.row_of)
+                continue
+            asked = [*view.features, f"_ts:{view.name}"]  # stock Feast leaves it in, and drops it later
+            rows: list[Row] = [
+                (when, _values(view, reply)) for when, reply in zip(_times(view), view.replies, strict=True)
+            ]
+            self._request.add(view, asked, rows, entities)
+        answer = current_answer()
+        if answer is not None:
+            answer.manifests = self.manifests
+
+
+def _view_read(config: RepoConfig, table: FeatureView, features: list[str], entity_keys: Strings) -> ViewRead:
+    """A view's part of a read; one that has fills is stored under a name that its manifest tells."""
+    name = table.name if kind_of(table) == HISTORY_KIND else None
+    if kind_of(table) is None:
+        name = compute_versioned_name(table, config.registry.enable_online_feature_view_versioning)
+    return ViewRead(table, features, entity_keys, name)
+
+
+def _times(view: ViewRead) -> list[datetime]:
+    return [_EPOCH + timedelta(microseconds=us) for us in view.times_us().tolist()]
+
+
+def _values(view: ViewRead, reply: Sequence[bytes | None]) -> dict[str, ValueProto]:
+    stored = {feature: value or b"" for feature, value in zip(view.features, reply[:-1], strict=True)}
+    if view.encoder is not None and EMBEDDING in stored:
+        stored[EMBEDDING] = as_float_list(stored[EMBEDDING], view.table.name)
+    return {feature: ValueProto.FromString(value) for feature, value in stored.items()}
+
+
+def add_columns(request: Request, view: ViewRead, expired: Sequence[int], row_of: Sequence[int]) -> None:
     """Adds a view's features to a response, as stock Feast does, and marks those past the view's ttl.
 
     Args:
-        response: What to add to.
-        table: The view.
-        features: Its features, in the order of the replies.
-        replies: For each entity its serialized values, then its serialized timestamp; None where there is none.
-            Empty if the view has no rows at all.
+        request: Whose response to add to.
+        view: The view, with its replies; they are empty if it has no rows at all.
         expired: Entities whose rows are past the ttl: their values are withheld, their times are not.
         row_of: For each row of the request, which entity it is.
-        full_names: Whether names start with the view's.
-        with_versions: Whether to state the view's version.
 
     Raises:
         google.protobuf.message.DecodeError: A value or a timestamp is no message of Feast's.
     """
+    response, features, replies = request.online_features_response, view.features, view.replies
     # Feast adds the names and the metadata; without rows it adds no more than an empty column each.
     start = len(response.results)
-    utils._populate_response_from_feature_data(list(features), [], (), response, full_names, table, 0, with_versions)
+    request.add(view, list(features), [], None)
     statuses = bytearray(FieldStatus.NOT_FOUND if reply[-1] is None else FieldStatus.PRESENT for reply in replies)
     for row in expired:
         statuses[row] = FieldStatus.OUTSIDE_MAX_AGE
     if not replies:
         replies, row_of = [[None] * (len(features) + 1)], [0] * len(row_of)
         statuses = bytearray([FieldStatus.NOT_FOUND])
-    times = _spread(_TIMES, [reply[-1] and tick_stamps.plain(reply[-1]) for reply in replies], row_of)
+    times = _spread(_TIMES, [reply[-1] and stock_timestamp(reply[-1]) for reply in replies], row_of)
     spread_statuses = bytes(map(statuses.__getitem__, row_of))
     shown = [status == FieldStatus.PRESENT for status in statuses]
     for number in range(len(features)):
         values: Sequence[bytes | None]
         values = [reply[number] if show else None for reply, show in zip(replies, shown, strict=True)]
         if features[number] == EMBEDDING:
-            values = wire.as_float_lists(values, table.name)
-        column = _spread(_VALUES, values, row_of) + _STATUSES + wire.varint(len(row_of)) + spread_statuses + times
+            values = as_float_lists(values, view.table.name)
+        column = _spread(_VALUES, values, row_of) + _STATUSES + varint(len(row_of)) + spread_statuses + times
         response.results[start + number].MergeFromString(column)
     found = spread_statuses.count(FieldStatus.PRESENT) * len(features)
-    _count(table.name, found, len(features) * len(row_of) - found)
+    _count(view.table.name, found, len(features) * len(row_of) - found)
 
 
 def _count(view: str, found: int, missing: int) -> None:
@@ -164,5 +279,5 @@ def _tracker() -> Callable[[str, int, int], None] | None:
 
 def _spread(tag: bytes, messages: Sequence[bytes | None], row_of: Sequence[int]) -> bytes:
     """A repeated field: the messages of the rows asked for, empty ones where there is none."""
-    framed = [tag + wire.varint(len(message)) + message if message else tag + b"\x00" for message in messages]
+    framed = [tag + varint(len(message)) + message if message else tag + b"\x00" for message in messages]
     return b"".join(map(framed.__getitem__, row_of))

@@ -1,34 +1,23 @@
-"""Serving session vectors: which encoder answers, loaded once per process, and the encoding of a request's rows."""
+"""Session vectors: which encoder answers, and the encoding of a request's rows."""
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
-import pandas as pd
 from feast import FeatureStore, RepoConfig
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.online import fills
-from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.online import OnlineServer, read_manifest
 from feast_embeddings.materialize.serving import metrics
-from feast_embeddings.materialize.serving.answer import Answer, current_answer
+from feast_embeddings.materialize.serving.answer import Answer, current_answer, follow
+from feast_embeddings.materialize.serving.session_encoders import ENCODERS, Loaded
 from feast_embeddings.models import Encoder, HistoryBatch
-from feast_embeddings.models.encoder import lookup_of
-from feast_embeddings.models.errors import (
-    ArtifactError,
-    DeclarationError,
-    FeastEmbeddingsError,
-    OnlineStoreError,
-    SpaceError,
-)
+from feast_embeddings.models.errors import DeclarationError, FeastEmbeddingsError, OnlineStoreError, SpaceError
 from feast_embeddings.models.types import Float32s, Ids
 from feast_embeddings.transformations.views import (
     HISTORY_FEATURES,
@@ -41,67 +30,7 @@ from feast_embeddings.transformations.views import (
 )
 
 _log = logging.getLogger(__name__)
-KEPT: Final = 4
-"""Encoders of so many spaces stay loaded: the live one, its predecessor for a rollback, and a pinned one or two."""
 _WARM_LENGTHS: Final = (1, 12, 40, 80, 150, 250)
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """An encoder in use, and an index of the items that it knows; None for one that knows items by their content."""
-
-    encoder: Encoder
-    items: pd.Index[int] | None
-
-    def encode(self, batch: HistoryBatch, *, exact: bool) -> Float32s:
-        """Vectors float32 [B, dim]; not exact: by the encoder's quick way for requests, where it has one."""
-        quick = getattr(self.encoder, "encode_now", self.encoder.encode)
-        vectors: Float32s = self.encoder.encode(batch) if exact else quick(batch)
-        return vectors
-
-    def unknown(self, items: Ids) -> int:
-        """How many of ``items`` [n] the encoder does not know."""
-        return 0 if self.items is None or not len(items) else int(np.sum(self.items.get_indexer(pd.Index(items)) < 0))
-
-
-class SessionEncoders:
-    """Encoders by space: each is loaded once, by one thread, while the others wait for it alone."""
-
-    def __init__(self, kept: int = KEPT) -> None:
-        self._kept = kept
-        self._lock = threading.Lock()
-        self._loading: dict[tuple[str, ...], threading.Lock] = {}
-        self._loaded: OrderedDict[tuple[str, ...], Loaded] = OrderedDict()
-
-    def get(self, config: RepoConfig, encoder: str, space: str) -> Loaded:
-        """The encoder of a space.
-
-        Raises:
-            ArtifactError: This machine's state folder holds no such encoder.
-        """
-        engine = config.batch_engine
-        key = (space, str(getattr(engine, "device", None)), str(getattr(engine, "precision", None)))
-        with self._lock:
-            if key in self._loaded:
-                self._loaded.move_to_end(key)
-                return self._loaded[key]
-            loading = self._loading.setdefault(key, threading.Lock())
-        with loading:
-            with self._lock:
-                if key in self._loaded:
-                    return self._loaded[key]
-            loaded = _load(Workspace.of(config), encoder, space)
-            with self._lock:
-                self._loaded[key] = loaded
-                while len(self._loaded) > self._kept:
-                    self._loaded.popitem(last=False)
-                self._loading.pop(key, None)
-        metrics.LOADED.labels(encoder).inc()
-        return loaded
-
-
-ENCODERS: Final = SessionEncoders()
-"""Those of this process."""
 
 
 def warm_up(store: FeatureStore) -> list[str]:
@@ -121,9 +50,8 @@ def warm_up(store: FeatureStore) -> list[str]:
         spec = session_spec_of(view)
         if spec is None:
             continue
-        online = online_store_of(store)
         try:
-            loaded = _encoder_of(Answer(online, store.config, {}), spec)
+            loaded = _encoder_of(answer_of(store.config), spec)
         except SpaceError:
             continue
         session_histories(spec, _some_request(spec), now_us(), loaded.encoder.context)
@@ -140,6 +68,11 @@ def warm_up_quietly(config: RepoConfig) -> None:
         warm_up(FeatureStore(config=config))
     except FeastEmbeddingsError as error:
         _log.warning("Session views are not warm: %s", error)
+
+
+def answer_of(config: RepoConfig) -> Answer:
+    """An answer of a feature repo, before anything is read; raises OnlineStoreError where its store is not ours."""
+    return Answer(OnlineServer.of(config), partial(ENCODERS.get, config))
 
 
 def encode_sessions(spec: SessionSpec, inputs: Columns) -> Sequence[Float32s | None]:
@@ -180,29 +113,17 @@ def _encoder_of(answer: Answer, spec: SessionSpec) -> Loaded:
     if spec.encoder in answer.manifests:
         manifest = answer.manifests[spec.encoder]
     else:  # nothing else in the answer is in this encoder's space
-        manifest = fills.read_manifest(answer.store, answer.config, spec.encoder)
-        answer.store.follow(spec.encoder)
+        manifest = read_manifest(answer.server, spec.encoder)
+        follow(answer.server, spec.encoder)
     ref = manifest.fill_of(spec.embedding, spec.space) if manifest else None
     if ref is None:
         raise SpaceError(
             f"On-demand view {spec.view!r}: encoder {spec.encoder!r} has no live generation of {spec.embedding!r} "
             "yet: run `feast-embeddings train`, `feast apply` and `feast materialize` first."
         )
-    loaded = ENCODERS.get(answer.config, spec.encoder, ref.space)
+    loaded = answer.loaded(spec.encoder, ref.space)
     _check(spec, loaded.encoder)
     return loaded
-
-
-def _load(workspace: Workspace, encoder: str, space: str) -> Loaded:
-    try:
-        found = workspace.encoder(space)
-    except ArtifactError as error:
-        raise ArtifactError(
-            f"The encoder of space {space}, which is served for {encoder!r}, is not on this machine: session views "
-            f"need the folder {workspace.state / 'encoders' / space} beside whoever answers. {error}"
-        ) from error
-    ids = found.item_ids()
-    return Loaded(found, lookup_of(ids) if len(ids) else None)
 
 
 def _some_history(spec: SessionSpec, length: int) -> HistoryBatch:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from feast import FeatureStore, FeatureView
 
 from feast_embeddings.materialize import clock
-from feast_embeddings.materialize.online import keys, wire
-from feast_embeddings.materialize.online.commands import FEW, PackedReads, reads
-from feast_embeddings.materialize.online.framed import FramedReads, FramedRows
-from feast_embeddings.materialize.online.stores import online_store_of
-from feast_embeddings.materialize.serving.plan import Read, ViewRead, kind_of, pinned_space, ttl_us
+from feast_embeddings.materialize.declare.kinds import kind_of, pinned_space, ttl_us
+from feast_embeddings.materialize.online import OnlineServer, decode_vectors, entity_ids, entity_key_rows, vector_length
+from feast_embeddings.materialize.serving.plan import Read, ViewRead
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.types import Float32s, Ids, Int64s
 from feast_embeddings.transformations.views import tags
@@ -63,21 +61,11 @@ def read_vectors(store: FeatureStore, feature: str, ids: Ids | Sequence[int] | S
         OnlineStoreError: Redis cannot be reached, or the online store is another one.
     """
     view, name = find(store, feature)
-    online = online_store_of(store)
-    config, entities = store.config, keys.entity_ids(ids)
-    read_keys = keys.entity_key_rows(config.project, view.entity_columns[0].name, entities)
-    read = Read(online.manifests, config, [ViewRead(view, [name], read_keys)])
-    with online.redis(config) as client:
-        while not read.settled(_replies(client, read)):
-            pass
+    server = OnlineServer.of(store.config)
+    read_keys = entity_key_rows(server.project, view.entity_columns[0].name, entity_ids(ids))
+    read = Read(server, [ViewRead(view, [name], read_keys)])
+    read.run()
     return _vectors(read, read.views[0])
-
-
-def _replies(client: Any, read: Read) -> Any:
-    few = len(read.views[0].entity_keys) < FEW
-    pipe = reads(client, PackedReads if few else FramedReads)
-    read.queue(pipe)
-    return pipe.execute()
 
 
 def _vectors(read: Read, part: ViewRead) -> Vectors:
@@ -97,15 +85,10 @@ def _vectors(read: Read, part: ViewRead) -> Vectors:
 
 def _matrix(part: ViewRead) -> tuple[Float32s, npt.NDArray[np.bool_]]:
     """float32 [n, dim], and which rows were found: bool [n]."""
-    if isinstance(part.replies, FramedRows):
-        return wire.decode_vector_rows(part.replies.column(0), part.table.name), np.ones(len(part.replies), np.bool_)
     values = [reply[0] for reply in part.replies]
-    present = [value for value in values if value]
-    if len(present) == len(values) and len(set(map(len, present))) == 1:
-        rows = np.frombuffer(b"".join(present), np.uint8).reshape(len(present), -1)
-        return wire.decode_vector_rows(rows, part.table.name), np.ones(len(present), np.bool_)
-    dim = wire.vector_length(present[0], part.table.name) if present else _declared_dim(part.table)
-    return wire.decode_vectors(values, dim, part.table.name)
+    first = next(filter(None, values), None)
+    dim = vector_length(first, part.table.name) if first else _declared_dim(part.table)
+    return decode_vectors(values, dim, part.table.name)
 
 
 def _declared_dim(view: FeatureView) -> int:

@@ -18,7 +18,7 @@ from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.compaction import Compaction
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.materialize.ledger.leases import Lease
-from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.stream.kafka import Kafka, partitions_of
 from feast_embeddings.materialize.stream.lane import OnTick
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
@@ -71,12 +71,8 @@ def make_worker(
     workspace, spec = Workspace.of(store.config), user_spec(store, view)
     log = behavior_log_of(store, workspace, spec)
     workspace.declared_space(spec)
-    online, project = online_store_of(store), store.project
-
-    def client() -> AbstractContextManager[Any]:
-        return online.redis(store.config)
-
-    partitions = _partitions(source, spec, project, client, options)
+    server, project = OnlineServer.of(store.config), store.project
+    partitions = _partitions(source, spec, project, server.client, options)
     options = replace(options, partitions=partitions, lanes=min(options.lanes, partitions))
 
     def open_source(own: tuple[int, ...], after: dict[int, int], worker: str) -> Source:
@@ -84,10 +80,10 @@ def make_worker(
             return Kafka(source.brokers, source.topic, f"{project}.{spec.view}", own, after, source.client)
         if source.kind == "parquet":
             return ParquetReplay(source.path, log.contract, spec.view, own, partitions, after, source.speed)
-        return RedisStreams(client, project, spec.behaviors, spec.view, own, after, worker)
+        return RedisStreams(server.client, project, spec.behaviors, spec.view, own, after, worker)
 
     def make_ticks(lease: Lease, lane: str) -> MicroBatches:
-        work = ViewWork(workspace, online, store.config, spec, log, lease)
+        work = ViewWork(workspace, server, spec, log, lease)
         work.ledger = workspace.ledger.under(lease.renew)  # several lanes write to it, each under its own lease
         return MicroBatches(work, project, lane, options.lateness_us)
 

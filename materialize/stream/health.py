@@ -21,7 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
 from feast_embeddings.models import read_manifest
 from feast_embeddings.models.errors import DeclarationError, FeastEmbeddingsError
@@ -109,14 +109,14 @@ class Health:
 
 def health_of(store: FeatureStore, spec: EmbeddingSpec, metrics: StreamMetrics, max_lag_s: float) -> Health:
     """The health of a worker on a view: ledger and Redis reachable, the encoder here, the lag within bounds."""
-    workspace, online, config = Workspace.of(store.config), online_store_of(store), store.config
+    workspace, server = Workspace.of(store.config), OnlineServer.of(store.config)
 
     def ledger() -> str | None:
         workspace.ledger.live_generation(spec.encoder)
         return None
 
     def redis_server() -> str | None:
-        with online.redis(config) as client:
+        with server.client() as client:
             client.ping()
         return None
 

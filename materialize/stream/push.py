@@ -10,7 +10,7 @@ from typing import Any
 from feast import FeatureView
 
 from feast_embeddings.materialize.clock import us_of
-from feast_embeddings.materialize.serving.metrics import PUSHED
+from feast_embeddings.materialize.serving import PUSHED
 from feast_embeddings.materialize.stream.redis_streams import agreed_partitions, append_behaviors
 from feast_embeddings.transformations import BehaviorContract, contract_of
 from feast_embeddings.transformations.views import tags

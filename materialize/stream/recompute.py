@@ -28,8 +28,7 @@ from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.embedding_log import ids_of, matrix_of
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Tick
-from feast_embeddings.materialize.online import fills as online
-from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.online import FillPlace, OnlineServer, read_fill
 from feast_embeddings.materialize.stream.declared import behavior_log_of, user_spec
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.errors import LedgerError
@@ -76,9 +75,8 @@ def replay_stream(store: FeatureStore, view: str | None = None) -> list[Replayed
     for fill in workspace.ledger.fills(view=spec.view, states=RECEIVING):
         replayed = _Replay(workspace, spec, log, fill).run()
         ids = np.array(sorted(replayed.vectors), object if spec.string_ids else np.int64)
-        stored = online.read_fill(
-            online_store_of(store), store.config, spec.view, spec.join_key, fill.fill, EMBEDDING, spec.dim, ids
-        )
+        place = FillPlace(spec.view, spec.join_key, fill.fill, EMBEDDING)
+        stored = read_fill(OnlineServer.of(store.config), place, spec.dim, ids)
         same = (
             vector.tobytes() == replayed.vectors[each]
             for each, vector in zip(ids.tolist(), stored.vectors, strict=True)

@@ -16,7 +16,7 @@ import numpy as np
 import redis
 
 from feast_embeddings.materialize.ledger.records import Ranges
-from feast_embeddings.materialize.online.scripts import call
+from feast_embeddings.materialize.online import call_script
 from feast_embeddings.materialize.stream.source import Delivery, Positions, joined, partition_of
 from feast_embeddings.models.errors import LeaseError, StreamError
 from feast_embeddings.models.types import Int64s
@@ -28,7 +28,7 @@ _CLAIM: Final = 1000
 _TRIM_EVERY: Final = 50  # commits
 
 Client = Callable[[], AbstractContextManager[Any]]
-"""Gives a redis-py client for the length of a ``with`` block, as the online store does."""
+"""Gives a redis-py client for the length of a ``with`` block, as an OnlineServer does."""
 
 
 def stream_key(project: str, behaviors: str, partition: int) -> str:
@@ -208,7 +208,7 @@ class RedisStreams:
     def _take(self, client: Any, count: int) -> list[Any]:
         """What is there now, if this is still the partitions' reader; a script does not wait for more."""
         reader = [self._token, self._group, self._consumer, count]
-        answer = call(client, "read_partitions.lua", [self._readers, *self._keys.values()], reader)
+        answer = call_script(client, "read_partitions.lua", [self._readers, *self._keys.values()], reader)
         if answer == b"taken over":
             raise LeaseError(
                 f"Partitions {sorted(self._keys)} of behaviors {self.name!r} were taken over by another worker of "

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 import numpy as np
-from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
@@ -21,9 +20,7 @@ from feast_embeddings.materialize.files.staged import CaughtUp
 from feast_embeddings.materialize.files.workspace import Workspace, cutover_resource, encoder_specs
 from feast_embeddings.materialize.ledger.leases import Lease, held
 from feast_embeddings.materialize.ledger.records import Fill, Generation
-from feast_embeddings.materialize.online import fills as online
-from feast_embeddings.materialize.online.manifest import FillRef, Manifest
-from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
+from feast_embeddings.materialize.online import FillRef, Manifest, OnlineServer, publish_manifest, read_manifest
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.models.errors import SpaceError
 from feast_embeddings.transformations.behaviors import concat_ids
@@ -32,13 +29,10 @@ from feast_embeddings.transformations.behaviors import concat_ids
 class Cutovers:
     """Switches, takes up and rolls back generations of the encoders of one feature repo."""
 
-    def __init__(
-        self, workspace: Workspace, store: EmbeddingOnlineStore, config: RepoConfig, registry: BaseRegistry
-    ) -> None:
+    def __init__(self, workspace: Workspace, server: OnlineServer, registry: BaseRegistry) -> None:
         self.workspace = workspace
         self.ledger = workspace.ledger
-        self.store = store
-        self.config = config
+        self.server = server
         self._registry = registry
 
     def attempt(self, encoder: str, space: str) -> str:
@@ -94,7 +88,7 @@ class Cutovers:
 
     def _alone(self, encoder: str) -> AbstractContextManager[Lease]:
         """One cutover at a time: two at once could leave the ledger with the one and Redis with the other."""
-        return held(self.ledger, cutover_resource(self.config.project, encoder), wait_s=30)
+        return held(self.ledger, cutover_resource(self.server.project, encoder), wait_s=30)
 
     def _finish_pending(self, encoder: str, lease: Lease) -> None:
         """A generation is finished before a later one is made, so that the ledger's last one is what Redis serves."""
@@ -108,9 +102,9 @@ class Cutovers:
         reached("cutover-recorded")
         lease.check()
         manifest = manifest_of(generation, fills, states)
-        stored = online.read_manifest(self.store, self.config, generation.encoder)
+        stored = read_manifest(self.server, generation.encoder)
         if stored is None or stored.generation < generation.generation:
-            online.publish_manifest(self.store, self.config, manifest)
+            publish_manifest(self.server, manifest)
         reached("cutover-switched")
         lease.check()
         ready = [fills[name] for name in generation.fills.values() if fills[name].state == "ready"]
@@ -159,7 +153,7 @@ class Cutovers:
             pass
 
     def _specs(self, encoder: str) -> dict[str, EmbeddingSpec]:
-        return {spec.view: spec for spec in encoder_specs(self._registry, self.config.project, encoder)}
+        return {spec.view: spec for spec in encoder_specs(self._registry, self.server.project, encoder)}
 
 
 def _ticked(log: EmbeddingLog, fill: str, ticks: set[int] | None = None) -> Iterator[CaughtUp]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
@@ -48,9 +47,7 @@ class Followed:
     source: BehaviorLog
 
     @classmethod
-    def of(
-        cls, workspace: Workspace, config: RepoConfig, registry: BaseRegistry, spec: EmbeddingSpec
-    ) -> Followed | None:
+    def of(cls, workspace: Workspace, project: str, registry: BaseRegistry, spec: EmbeddingSpec) -> Followed | None:
         """What ``spec`` declares that it follows, if anything.
 
         Raises:
@@ -58,13 +55,13 @@ class Followed:
         """
         if not spec.users:
             return None
-        found = [each for each in embedding_specs(registry, config.project) if each.view == spec.users]
+        found = [each for each in embedding_specs(registry, project) if each.view == spec.users]
         if not found or found[0].encoder != spec.encoder:
             raise DeclarationError(
-                f"View {spec.view!r} follows {spec.users!r}, and project {config.project!r} has no such embedding view "
+                f"View {spec.view!r} follows {spec.users!r}, and project {project!r} has no such embedding view "
                 f"of encoder {spec.encoder!r}: correct unseen= in its declaration."
             )
-        source = BehaviorLog.of(behaviors_of(registry, config.project, found[0]), workspace.root, workspace.ledger)
+        source = BehaviorLog.of(behaviors_of(registry, project, found[0]), workspace.root, workspace.ledger)
         if (source.contract.item_dtype == "string") != spec.string_ids:
             raise DeclarationError(
                 f"View {spec.view!r} has ids of another type than the items of {found[0].behaviors!r} "

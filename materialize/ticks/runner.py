@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.clock import iso, now_us
@@ -18,8 +17,7 @@ from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, refresh_resource, view_resource
 from feast_embeddings.materialize.ledger.leases import Lease, held, holder, new_owner
 from feast_embeddings.materialize.ledger.records import Tick
-from feast_embeddings.materialize.online import fills as online
-from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
+from feast_embeddings.materialize.online import OnlineServer, read_manifest
 from feast_embeddings.materialize.ticks.agenda import Agenda
 from feast_embeddings.materialize.ticks.cutover import Cutovers
 from feast_embeddings.materialize.ticks.gentle import T, gently
@@ -74,23 +72,22 @@ class Runner:
     def __init__(
         self,
         workspace: Workspace,
-        store: EmbeddingOnlineStore,
-        config: RepoConfig,
+        server: OnlineServer,
         registry: BaseRegistry,
         spec: EmbeddingSpec,
         lease_s: float = 60,
     ) -> None:
         self.workspace, self.ledger = workspace, workspace.ledger
-        self.store, self.config, self.spec = store, config, spec
-        self.cutovers = Cutovers(workspace, store, config, registry)
+        self.server, self.spec = server, spec
+        self.cutovers = Cutovers(workspace, server, registry)
         self.outcome = Outcome()
-        self._source = _source(workspace, config, registry, spec)
-        self._followed = Followed.of(workspace, config, registry, spec)
+        self._source = _source(workspace, server.project, registry, spec)
+        self._followed = Followed.of(workspace, server.project, registry, spec)
         created = self._source is not None and bool(self._source.contract.created_time)
         self.agenda = Agenda(workspace, spec, self.outcome.notice, created)
         self._lease_s = lease_s
-        self._ticks_lease = view_resource(config.project, spec.view)
-        self._refresh_lease = refresh_resource(config.project, spec.view)
+        self._ticks_lease = view_resource(server.project, spec.view)
+        self._refresh_lease = refresh_resource(server.project, spec.view)
         self._owner = new_owner()
 
     def refresh(self, end_us: int) -> Outcome:
@@ -185,7 +182,7 @@ class Runner:
             with self._ticking(self._owner, TICKS_WAIT_S, refreshes.still_ours) as ticks:
                 self._take_up_tick(ticks)
         if self.agenda.streamed:
-            settle(self.ledger, self.config.project, self.spec.view, refreshes.still_ours, before)
+            settle(self.ledger, self.server.project, self.spec.view, refreshes.still_ours, before)
 
     # ── refreshes ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -232,8 +229,8 @@ class Runner:
         if not self.agenda.streamed:
             yield
             return
-        with held_back(self.ledger, self.config.project, self.spec.view, self._owner):
-            settle(self.ledger, self.config.project, self.spec.view, refreshes.still_ours)
+        with held_back(self.ledger, self.server.project, self.spec.view, self._owner):
+            settle(self.ledger, self.server.project, self.spec.view, refreshes.still_ours)
             yield
 
     def _take_up_refresh(self, refreshes: Refreshes, ticks: TicksOfView | None) -> Tick | None:
@@ -302,7 +299,7 @@ class Runner:
             yield Refreshes(self._work(lease))
 
     def _work(self, lease: Lease) -> ViewWork:
-        return ViewWork(self.workspace, self.store, self.config, self.spec, self._source, lease)
+        return ViewWork(self.workspace, self.server, self.spec, self._source, lease)
 
     def _last_round(self) -> bool:
         """Whether a refresh holds the lease of the ticks, which it does briefly."""
@@ -338,18 +335,16 @@ class Runner:
         live = self.ledger.live_generation(self.spec.encoder)
         if live is None:
             return None
-        manifest = online.read_manifest(self.store, self.config, self.spec.encoder)
+        manifest = read_manifest(self.server, self.spec.encoder)
         if manifest is not None and manifest.generation >= live.generation:
             return None
         return f"Redis does not hold generation {live.generation} of encoder {self.spec.encoder!r}"
 
 
-def _source(
-    workspace: Workspace, config: RepoConfig, registry: BaseRegistry, spec: EmbeddingSpec
-) -> BehaviorLog | None:
+def _source(workspace: Workspace, project: str, registry: BaseRegistry, spec: EmbeddingSpec) -> BehaviorLog | None:
     if spec.tower == "item":
         return None
-    return BehaviorLog.of(behaviors_of(registry, config.project, spec), workspace.root, workspace.ledger)
+    return BehaviorLog.of(behaviors_of(registry, project, spec), workspace.root, workspace.ledger)
 
 
 def _at_once(work: Callable[[], T]) -> T:

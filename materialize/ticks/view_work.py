@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from feast import RepoConfig
 
 from feast_embeddings.materialize.declare.policy import Incremental, blend, ticks_of
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
@@ -14,8 +12,17 @@ from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.leases import Lease
 from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Tick
-from feast_embeddings.materialize.online import fills as online
-from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
+from feast_embeddings.materialize.online import (
+    FillPlace,
+    FillRows,
+    HistoryPlace,
+    OnlineServer,
+    TickStamp,
+    read_fill,
+    read_history,
+    write_fill,
+    write_history,
+)
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.ticks.progress import counter
 from feast_embeddings.models import Encoder, HistoryBatch
@@ -31,7 +38,7 @@ class ViewWork:
     """The means of one job, or of one lane of a stream, on one view.
 
     Args:
-        workspace, store, config: Of the feature repo.
+        workspace, server: Of the feature repo.
         spec: The view's declaration.
         source: Where its behaviors come from; None for items.
         lease: Held by the job; every longer step checks it.
@@ -43,22 +50,21 @@ class ViewWork:
     def __init__(
         self,
         workspace: Workspace,
-        store: EmbeddingOnlineStore,
-        config: RepoConfig,
+        server: OnlineServer,
         spec: EmbeddingSpec,
         source: BehaviorLog | None,
         lease: Lease,
     ) -> None:
         self.workspace, self.ledger = workspace, workspace.ledger
-        self.store, self.config, self.spec = store, config, spec
+        self.server, self.spec = server, spec
         self.log = workspace.log(spec)
         self.source = source
         self.lease = lease
         self.policy: Incremental = ticks_of(spec.policy)
         self.encoded = 0
         self._checked: dict[str, Encoder] = {}
-        # what every read and write of this view in Redis is told
-        self._where: dict[str, Any] = {"store": store, "config": config, "join_key": spec.join_key}
+        item_dtype: IdType = source.contract.item_dtype if source is not None else "int64"
+        self._histories = HistoryPlace(spec.history, spec.join_key, item_dtype)
 
     # ── encoders ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -156,51 +162,37 @@ class ViewWork:
 
     # ── Redis ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def stored(self, fill: str, ids: Ids) -> online.FillRows:
+    def stored(self, fill: str, ids: Ids) -> FillRows:
         """The rows of entities [n] in a fill as they stand in Redis."""
-        return online.read_fill(
-            **self._where, view_name=self.spec.view, fill=fill, feature=EMBEDDING, dim=self.spec.dim, ids=ids
-        )
+        return read_fill(self.server, self._place(fill), self.spec.dim, ids)
 
     def write_vectors(self, tick: Tick, fill: str, ids: Ids, vectors: Float32s) -> None:
         """Write a tick's vectors, float32 [n, dim], into a fill, each where the stored tick is older."""
-        online.write_fill(
-            **self._where,
-            **self._stamps(tick),
-            view_name=self.spec.view,
-            fill=fill,
-            feature=EMBEDDING,
-            ids=ids,
-            vectors=vectors,
-            on_chunk=self._on_chunk,
+        write_fill(
+            self.server,
+            self._place(fill),
+            _stamp(tick),
+            ids,
+            vectors,
             storage=self.spec.storage,
+            on_chunk=self._on_chunk,
         )
 
     def write_histories(self, tick: Tick, ids: Ids, batch: HistoryBatch) -> None:
         """Write the histories [n] that a tick leaves behind, each where the stored tick is older."""
-        online.write_history(
-            **self._where,
-            **self._stamps(tick),
-            view_name=self.spec.history,
-            ids=ids,
-            batch=batch,
-            item_dtype=self._item_dtype,
-            on_chunk=self._on_chunk,
-        )
+        write_history(self.server, self._histories, _stamp(tick), ids, batch, on_chunk=self._on_chunk)
 
     def read_histories(self, ids: Ids, as_of_us: int) -> HistoryBatch:
         """The histories [n] in Redis, of behaviors before a time."""
-        return online.read_history(
-            **self._where, view_name=self.spec.history, ids=ids, as_of_us=as_of_us, item_dtype=self._item_dtype
-        )
+        return read_history(self.server, self._histories, ids, as_of_us)
 
-    def _stamps(self, tick: Tick) -> dict[str, Any]:
-        return {"tick": tick.number, "tick_end_us": tick.end_us, "event_time_us": tick.window_start_us or 0}
-
-    @property
-    def _item_dtype(self) -> IdType:
-        return self.source.contract.item_dtype if self.source is not None else "int64"
+    def _place(self, fill: str) -> FillPlace:
+        return FillPlace(self.spec.view, self.spec.join_key, fill, EMBEDDING)
 
     def _on_chunk(self, _rows: int) -> None:
         reached("chunk")
         self.lease.check()
+
+
+def _stamp(tick: Tick) -> TickStamp:
+    return TickStamp(tick.number, tick.end_us, tick.window_start_us or 0)

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from feast import Entity, FeatureStore, FileSource, RepoConfig, ValueType
+from feast import Entity, FeatureStore, FileSource, ValueType
 from feast.errors import EntityNotFoundException
 from rich.console import Console
 from rich.table import Table
@@ -22,10 +21,7 @@ from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.materialize.ledger.records import RECEIVING
 from feast_embeddings.materialize.ledger.tombstones import Tombstones
-from feast_embeddings.materialize.online import keys
-from feast_embeddings.materialize.online.stores import online_store_of
-from feast_embeddings.materialize.online.versions import forget_changes, record_change
-from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
+from feast_embeddings.materialize.online import OnlineServer, record_erasure, remove_entity, stored_name
 from feast_embeddings.materialize.stream.dead_letters import PoisonMessages
 from feast_embeddings.materialize.upkeep.standstill import standstill
 from feast_embeddings.models.errors import DeclarationError
@@ -77,7 +73,7 @@ def forget(store: FeatureStore, entity: str, entity_id: int | str) -> Receipt:
         OnlineStoreError: Redis cannot be reached; files are cleared already, run it again.
     """
     workspace, declared = Workspace.of(store.config), declared_entity(store, entity)
-    online, found = online_store_of(store), entity_id_of(declared, entity_id)
+    server, found = OnlineServer.of(store.config), entity_id_of(declared, entity_id)
     every = embedding_specs(store.registry, store.project)
     specs = sorted((spec for spec in every if spec.join_key == declared.join_key), key=lambda spec: spec.view)
     counts = _activity_views(store, declared.join_key)
@@ -88,8 +84,8 @@ def forget(store: FeatureStore, entity: str, entity_id: int | str) -> Receipt:
         for spec in specs:
             removed |= _erase_files(workspace, spec, found, still_ours)
             removed |= _erase_appended(workspace, store, spec)
-        removed |= _erase_online(online, store.config, declared.join_key, found)
-        _tell_readers(online, store.config, workspace, specs)
+        removed |= _erase_online(server, declared.join_key, found)
+        _tell_readers(server, workspace, specs)
         streamed = [spec.view for spec in specs if workspace.ledger.stream_end_us(spec.view) is not None]
     return Receipt(entity, found, erased_us, removed, _left(store, declared, streamed))
 
@@ -138,30 +134,16 @@ def _erase_appended(workspace: Workspace, store: FeatureStore, spec: EmbeddingSp
     return {f"behaviors that the stream of {spec.view} appended": erase_rows(folder, spec.view, log.living)}
 
 
-def _erase_online(
-    online: EmbeddingOnlineStore, config: RepoConfig, join_key: str, entity_id: int | str
-) -> dict[str, int]:
+def _erase_online(server: OnlineServer, join_key: str, entity_id: int | str) -> dict[str, int]:
     """Remove the entity's whole key, of exactly this project; what stood in it, by view and fill."""
-    ids = np.array([entity_id], np.int64 if isinstance(entity_id, int) else object)
-    (key,) = keys.entity_keys(config.project, join_key, ids)
-    with online.redis(config) as client:
-        fields = client.hkeys(key)
-        client.unlink(key)
-    mark = keys.timestamp_field("")
-    names = sorted(field[len(mark) :].decode() for field in fields if field.startswith(mark))
-    return {f"Redis: {name}": 1 for name in names} or {"Redis": int(bool(fields))}
+    return {f"Redis: {name}": 1 for name in remove_entity(server, join_key, entity_id)} or {"Redis": 0}
 
 
-def _tell_readers(
-    online: EmbeddingOnlineStore, config: RepoConfig, workspace: Workspace, specs: Sequence[EmbeddingSpec]
-) -> None:
-    """Who holds a copy of a fill reads it anew; the records of earlier changes, which name ids, are dropped."""
-    with online.redis(config) as client:
-        for spec in specs:
-            for fill in workspace.ledger.fills(view=spec.view, states=RECEIVING):
-                name = keys.qualified(spec.view, fill.fill)
-                forget_changes(client, config.project, name)
-                record_change(client, config.project, name, np.empty(0, np.int64))
+def _tell_readers(server: OnlineServer, workspace: Workspace, specs: Sequence[EmbeddingSpec]) -> None:
+    """Who holds a copy of a fill reads it anew."""
+    for spec in specs:
+        for fill in workspace.ledger.fills(view=spec.view, states=RECEIVING):
+            record_erasure(server, stored_name(spec.view, fill.fill))
 
 
 def declared_entity(store: FeatureStore, name: str) -> Entity:

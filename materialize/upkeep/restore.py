@@ -19,9 +19,18 @@ from feast_embeddings.materialize.files.newest_rows import FillRowsOfTick, newes
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Generation
 from feast_embeddings.materialize.ledger.tombstones import Tombstones
-from feast_embeddings.materialize.online import fills as online
-from feast_embeddings.materialize.online.manifest import Manifest
-from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.online import (
+    FillPlace,
+    HistoryPlace,
+    Manifest,
+    OnlineServer,
+    TickStamp,
+    publish_manifest,
+    read_fill,
+    read_manifest,
+    write_fill,
+    write_history,
+)
 from feast_embeddings.materialize.retrieval.recomputed import histories_left
 from feast_embeddings.materialize.stream.judge import histories_left_by_stream
 from feast_embeddings.materialize.ticks.cutover import manifest_of
@@ -86,7 +95,7 @@ class _Restore:
         still_ours: Callable[[], None],
     ) -> None:
         self.workspace, self.ledger = workspace, workspace.ledger
-        self.online, self.config, self.registry = online_store_of(store), store.config, store.registry
+        self.server, self.registry = OnlineServer.of(store.config), store.registry
         self.specs, self.restored, self.still_ours = specs, restored, still_ours
         self.encoder = specs[0].encoder
         self._stamps: dict[int, tuple[int, int]] = {}  # tick → its end, and the start of its online write
@@ -105,7 +114,7 @@ class _Restore:
                 self._histories(spec, ids, ticks)
         reached("restored-rows")
         if stored is None or stored.generation < live.generation:
-            online.publish_manifest(self.online, self.config, manifest)
+            publish_manifest(self.server, manifest)
         self.restored.generations[self.encoder] = live.generation
 
     # ── what Redis holds already ─────────────────────────────────────────────────────────────────────────
@@ -116,7 +125,7 @@ class _Restore:
 
     def _stored(self, manifest: Manifest) -> Manifest | None:
         """The manifest in Redis: none, an older one, the same, or that of a cutover still to be finished."""
-        stored = online.read_manifest(self.online, self.config, self.encoder)
+        stored = read_manifest(self.server, self.encoder)
         if stored is None or stored.generation < manifest.generation or stored == manifest:
             return stored
         pending = [each for each in self.ledger.generations(self.encoder) if each.cutover_us is None]
@@ -130,9 +139,7 @@ class _Restore:
 
     def _check_known(self, spec: EmbeddingSpec, rows: FillRowsOfTick) -> None:
         """Rows that are there already are of ticks that the ledger recorded."""
-        there = online.read_fill(
-            self.online, self.config, spec.view, spec.join_key, rows.fill, EMBEDDING, spec.dim, rows.ids
-        )
+        there = read_fill(self.server, _place(spec, rows.fill), spec.dim, rows.ids)
         known, _ = self.ledger.newest(spec.view)
         if int(there.tick.max(initial=0)) > known:
             raise OnlineStoreError(
@@ -148,20 +155,14 @@ class _Restore:
         parts: list[Ids] = [np.empty(0, object if spec.string_ids else np.int64)]
         ticks, found = [np.empty(0, np.int64)], set()
         for rows in self._rows(spec, fills):
-            written = online.write_fill(
-                self.online,
-                self.config,
-                view_name=spec.view,
-                join_key=spec.join_key,
-                fill=rows.fill,
-                feature=EMBEDDING,
-                tick=rows.tick,
-                tick_end_us=rows.tick_end_us,
-                event_time_us=rows.written_us,
-                ids=rows.ids,
-                vectors=rows.vectors,
-                on_chunk=self._on_chunk,
+            written = write_fill(
+                self.server,
+                _place(spec, rows.fill),
+                TickStamp(rows.tick, rows.tick_end_us, rows.written_us),
+                rows.ids,
+                rows.vectors,
                 storage=spec.storage,
+                on_chunk=self._on_chunk,
             )
             if written < len(rows.ids):
                 self._check_known(spec, rows)
@@ -208,7 +209,7 @@ class _Restore:
         if not len(ids):
             return
         source = BehaviorLog.of(
-            behaviors_of(self.registry, self.config.project, spec), self.workspace.root, self.ledger
+            behaviors_of(self.registry, self.server.project, spec), self.workspace.root, self.ledger
         )
         ticks, pending = self.ledger.applied_ticks(spec.view), self.ledger.open_tick(spec.view, "incremental")
         if pending is not None:  # it may stand in the log, if only its last step was missing
@@ -223,7 +224,7 @@ class _Restore:
         for queries, batch, _ in histories_left(source, ticks, kept, ids, index):
             for at in np.unique(index[queries]):
                 rows = np.flatnonzero((index[queries] == at) & (batch.lengths > 0))
-                stamp = ticks[at].number, ticks[at].end_us, ticks[at].window_start_us or 0
+                stamp = TickStamp(ticks[at].number, ticks[at].end_us, ticks[at].window_start_us or 0)
                 self._write_history(spec, source, stamp, ids[queries[rows]], batch.take(rows))
 
     def _histories_of_stream(self, spec: EmbeddingSpec, source: BehaviorLog, ids: Ids, numbers: Int64s) -> None:
@@ -240,25 +241,14 @@ class _Restore:
         batch = histories_left_by_stream(source, spec.view, unfinished, ids, ends, length)
         for number in np.unique(numbers).tolist():
             rows = np.flatnonzero((numbers == number) & (batch.lengths > 0))
-            self._write_history(spec, source, (number, *self._stamps[number]), ids[rows], batch.take(rows))
+            self._write_history(spec, source, TickStamp(number, *self._stamps[number]), ids[rows], batch.take(rows))
 
     def _write_history(
-        self, spec: EmbeddingSpec, source: BehaviorLog, stamp: tuple[int, int, int], ids: Ids, batch: HistoryBatch
+        self, spec: EmbeddingSpec, source: BehaviorLog, stamp: TickStamp, ids: Ids, batch: HistoryBatch
     ) -> None:
-        """Write histories [n] of one tick: its number, its end, and the start of its online write."""
-        written = online.write_history(
-            self.online,
-            self.config,
-            view_name=spec.history,
-            join_key=spec.join_key,
-            tick=stamp[0],
-            tick_end_us=stamp[1],
-            event_time_us=stamp[2],
-            ids=ids,
-            batch=batch,
-            item_dtype=source.contract.item_dtype,
-            on_chunk=self._on_chunk,
-        )
+        """Write histories [n] of one tick; its rows' event time is the start of its online write."""
+        place = HistoryPlace(spec.history, spec.join_key, source.contract.item_dtype)
+        written = write_history(self.server, place, stamp, ids, batch, on_chunk=self._on_chunk)
         self._count(spec.history, written)
 
     def _count(self, name: str, written: int) -> None:
@@ -267,6 +257,10 @@ class _Restore:
     def _on_chunk(self, _rows: int) -> None:
         reached("restored-chunk")
         self.still_ours()
+
+
+def _place(spec: EmbeddingSpec, fill: str) -> FillPlace:
+    return FillPlace(spec.view, spec.join_key, fill, EMBEDDING)
 
 
 def _last_of_each(ids: Ids, ticks: Int64s) -> tuple[Ids, Int64s]:

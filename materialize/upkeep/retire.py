@@ -10,12 +10,11 @@ import atexit
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final, cast
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Final
 
-import redis
 import sqlalchemy as sa
-from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
@@ -24,10 +23,7 @@ from feast_embeddings.materialize.ledger.leases import Lease, held
 from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.ledger.records import Fill
 from feast_embeddings.materialize.ledger.schema import retirements
-from feast_embeddings.materialize.online import keys
-from feast_embeddings.materialize.online.removal import SCAN_COUNT, entity_batches, fields_under
-from feast_embeddings.materialize.online.versions import forget_changes
-from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
+from feast_embeddings.materialize.online import SCAN_COUNT, FillPlace, OnlineServer, ScanPlace, fill_removal
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.transformations.views import EMBEDDING
 
@@ -53,8 +49,7 @@ def progress_of(ledger: Ledger, fill: str) -> float:
 
 def retire(
     workspace: Workspace,
-    store: EmbeddingOnlineStore,
-    config: RepoConfig,
+    server: OnlineServer,
     registry: BaseRegistry,
     *,
     stopped: Callable[[], bool] = lambda: False,
@@ -63,9 +58,8 @@ def retire(
     """Remove every retired fill; returns their names.
 
     Args:
-        workspace: Of the feature repo, as the next three.
-        store: The online store.
-        config: The configuration.
+        workspace: Of the feature repo, as the next two.
+        server: The Redis server.
         registry: Knows the views.
         stopped: Asked after every step; once it says so, the rest is left to the next call.
         keys_per_second: Keys looked at, at most.
@@ -74,20 +68,18 @@ def retire(
         LeaseError: Another job is at it.
         OnlineStoreError: Redis cannot be reached.
     """
-    specs = {spec.view: spec for spec in embedding_specs(registry, config.project)}
-    return _Retirement(workspace, store, config, specs, stopped, keys_per_second).run()
+    specs = {spec.view: spec for spec in embedding_specs(registry, server.project)}
+    return _Retirement(workspace, server, specs, stopped, keys_per_second).run()
 
 
-def retire_in_background(
-    workspace: Workspace, store: EmbeddingOnlineStore, config: RepoConfig, registry: BaseRegistry
-) -> threading.Thread | None:
+def retire_in_background(workspace: Workspace, server: OnlineServer, registry: BaseRegistry) -> threading.Thread | None:
     """Start :func:`retire` in a thread, where there is something to remove; what stops it is left to the next job."""
     if not workspace.ledger.fills(states=("retired",)):
         return None
-    specs = {spec.view: spec for spec in embedding_specs(registry, config.project)}
+    specs = {spec.view: spec for spec in embedding_specs(registry, server.project)}
     own = workspace.standing()  # the process may change its folder, and the job's ledger is under the job's leases
     stop = threading.Event()
-    work = _Retirement(own, store, config, specs, stop.is_set, KEYS_PER_SECOND)
+    work = _Retirement(own, server, specs, stop.is_set, KEYS_PER_SECOND)
 
     def run() -> None:
         # the job is done, and nobody waits for this: the next job tries again, and `retire` says what is wrong
@@ -120,20 +112,19 @@ class _Retirement:
     def __init__(
         self,
         workspace: Workspace,
-        store: EmbeddingOnlineStore,
-        config: RepoConfig,
+        server: OnlineServer,
         specs: dict[str, EmbeddingSpec],
         stopped: Callable[[], bool],
         keys_per_second: float,
     ) -> None:
-        self.ledger, self.store, self.config, self.specs = workspace.ledger, store, config, specs
+        self.ledger, self.server, self.specs = workspace.ledger, server, specs
         self._stopped = stopped
         self._rate = keys_per_second
 
     def run(self) -> list[str]:
         """Remove one fill after the other; the names of those that are gone."""
         gone: list[str] = []
-        with held(self.ledger, retire_resource(self.config.project)) as lease:
+        with held(self.ledger, retire_resource(self.server.project)) as lease:
             for fill in self.ledger.fills(states=("retired",)):
                 if self._stopped():
                     break
@@ -152,50 +143,27 @@ class _Retirement:
 
     def _remove(self, fill: Fill, join_key: str, lease: Lease) -> bool:
         """Remove the fill's fields from every entity; False if it was stopped."""
-        name = keys.qualified(fill.view, fill.fill)
-        fields = fields_under(name, [EMBEDDING])
-        with self.store.redis(self.config) as client:
-            started = time.monotonic()
-            looked = 0
-            for found, seen in self._batches(client, fill, join_key):
-                with client.pipeline(transaction=False) as pipe:
-                    for key in found:
-                        pipe.hdel(key, *fields)
-                    pipe.execute()
-                looked += seen
-                reached("retiring")
-                lease.check()
-                if self._stopped():
-                    return False
-                time.sleep(max(started + looked / self._rate - time.monotonic(), 0))
-            forget_changes(client, self.config.project, name)
+        started, looked = time.monotonic(), 0
+        place = FillPlace(fill.view, join_key, fill.fill, EMBEDDING)
+        for at in fill_removal(self.server, place, self._place(fill)):
+            looked += SCAN_COUNT
+            reached("retiring")
+            lease.check()
+            if self._stopped():
+                return False
+            time.sleep(max(started + looked / self._rate - time.monotonic(), 0))
+            if at is not None:
+                self._keep_place(fill, at)
         return True
 
-    def _batches(self, client: Any, fill: Fill, join_key: str) -> Iterator[tuple[list[bytes], int]]:
-        """Entity keys, and how many keys were looked at for them; the place after each stands in the ledger."""
-        project = self.config.project
-        if not isinstance(client, redis.Redis):  # a cluster has a cursor per node: a stop begins anew
-            yield from ((found, SCAN_COUNT) for found in entity_batches(client, project, [join_key]))
-            return
-        pattern, plain = keys.scan_pattern(project, [join_key]), cast(Any, client)
-        server, total = str(plain.info("server")["run_id"]), int(plain.dbsize())
-        cursor, seen = self._place(fill, server)
-        while True:
-            cursor, found = plain.scan(cursor, match=pattern, count=SCAN_COUNT)
-            seen += SCAN_COUNT
-            yield [key for key in found if keys.belongs(key, project, [join_key])], SCAN_COUNT
-            if not cursor:
-                return
-            self._keep_place(fill, server, cursor, seen, total)
-
-    def _place(self, fill: Fill, server: str) -> tuple[int, int]:
-        """Where to go on; from the start on another server: a restarted one gives its keys another order."""
+    def _place(self, fill: Fill) -> ScanPlace | None:
+        """Where to go on."""
         with self.ledger.reading() as connection:
             row = connection.execute(sa.select(retirements).where(retirements.c.fill == fill.fill)).mappings().first()
-        return (int(row["cursor"]), row["seen"]) if row is not None and row["server"] == server else (0, 0)
+        return None if row is None else ScanPlace(row["server"], int(row["cursor"]), row["seen"], row["keys"])
 
-    def _keep_place(self, fill: Fill, server: str, cursor: int, seen: int, total: int) -> None:
-        values = {"fill": fill.fill, "server": server, "cursor": str(cursor), "seen": seen, "keys": total}
+    def _keep_place(self, fill: Fill, place: ScanPlace) -> None:
+        values = {**asdict(place), "fill": fill.fill, "cursor": str(place.cursor)}
         with self.ledger.transaction() as connection:
             connection.execute(sa.delete(retirements).where(retirements.c.fill == fill.fill))
             connection.execute(sa.insert(retirements).values(**values))

@@ -25,7 +25,7 @@ from feast.cli.cli import cli
 from feast_embeddings.materialize.demo.scaffold import write_repo
 from feast_embeddings.materialize.demo.shop import write_shop
 from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.online.embedded import detach
+from feast_embeddings.materialize.online import detach
 from feast_embeddings.models import ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
 
 NOW = datetime.now(UTC).replace(microsecond=0)

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from repo_fixture import (
 
 from feast_embeddings.materialize.ledger import leases
 from feast_embeddings.materialize.ledger.schema import metadata
-from feast_embeddings.materialize.online import fills
+from feast_embeddings.materialize.online import OnlineServer, detach_all
 from feast_embeddings.materialize.ticks.milestones import listening
 from feast_embeddings.models.errors import LeaseError
 
@@ -303,14 +302,7 @@ def _killed(schedule: Schedule, repo: SmallRepo, job: Job, at_step: int, said: P
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
         schedule._command(job)
-    detach_all()
-
-
-def detach_all() -> None:
-    """What leaving the interpreter would do, which a child of multiprocessing skips."""
-    from feast_embeddings.materialize.online.embedded import _detach_all
-
-    _detach_all()
+    detach_all()  # as leaving the interpreter would do, which a child of multiprocessing skips
 
 
 # ── what is compared ─────────────────────────────────────────────────────────────────────────────────────────
@@ -391,9 +383,8 @@ def _only(listener: Callable[[str], None]) -> Iterator[None]:
 @contextmanager
 def small_chunks(size: int = 5) -> Iterator[None]:
     """Writes of a few rows each, so that a small repo's tick has several chunks."""
-    whole = fills.write_fill, fills.write_history
-    fills.write_fill, fills.write_history = (partial(write, chunk_rows=size) for write in whole)
+    whole, OnlineServer.chunk_rows = OnlineServer.chunk_rows, size
     try:
         yield
     finally:
-        fills.write_fill, fills.write_history = whole
+        OnlineServer.chunk_rows = whole

@@ -8,8 +8,15 @@ from feast import Entity, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.types import Array, Float32, Int32, Int64
 
-from feast_embeddings.materialize.online import fills as online
-from feast_embeddings.materialize.online.manifest import FillRef, Manifest
+from feast_embeddings.materialize.online import (
+    FillPlace,
+    FillRef,
+    Manifest,
+    OnlineServer,
+    TickStamp,
+    publish_manifest,
+    write_fill,
+)
 
 START = 1_700_000_000_000_000
 HOUR = 3_600_000_000
@@ -48,22 +55,36 @@ def plain():
     return declared("profile", [Field(name="age", dtype=Int64), Field(name="score", dtype=Float32)])
 
 
-def online_of(feature_store):
-    return feature_store._get_provider().online_store, feature_store.config
+def door_of(feature_store):
+    """Feast's door: the online store."""
+    return feature_store._get_provider().online_store
 
 
-def fill(feature_store, view, name, number, ids=(1, 2), event_time=START, tick=1):
+def server_of(store):
+    """The server of a feature store in this process; or ``store`` itself, where it is a server already."""
+    return store if isinstance(store, OnlineServer) else OnlineServer.of(store.config)
+
+
+def another_process(feature_store):
+    """What another process has: a server that shares nothing with this one's but the data."""
+    known = OnlineServer.of(feature_store.config)
+    return OnlineServer(known.project, known.address, feature_store.config.online_store)
+
+
+def place_of(view, fill, join_key="user_id"):
+    return FillPlace(view, join_key, fill, "embedding")
+
+
+def fill(store, view, name, number, ids=(1, 2), event_time=START, tick=1):
     """Writes a fill whose vectors are all ``number``."""
     matrix = np.full((len(ids), 4), number, np.float32)
-    online.write_fill(
-        *online_of(feature_store), view, "user_id", name, "embedding", tick, START, event_time, np.array(ids), matrix
-    )
+    write_fill(server_of(store), place_of(view, name), TickStamp(tick, START, event_time), np.array(ids), matrix)
 
 
-def cut_over(feature_store, generation, retained=None, **fills):
+def cut_over(store, generation, retained=None, **fills):
     refs = {view: FillRef(name, f"space-{name}") for view, name in fills.items()}
     kept = {view: (FillRef(name, f"space-{name}"),) for view, name in (retained or {}).items()}
-    online.publish_manifest(*online_of(feature_store), Manifest("shop", generation, refs, kept))
+    publish_manifest(server_of(store), Manifest("shop", generation, refs, kept))
 
 
 def ask(feature_store, features, ids=(1, 2)):
@@ -77,7 +98,7 @@ def ask_async(feature_store, features, ids=(1, 2)):
                 features, [{"user_id": i} for i in ids], full_feature_names=True
             )
         finally:
-            await online_of(feature_store)[0].close()
+            await door_of(feature_store).close()
 
     return asyncio.run(reading())
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from feast import FeatureStore
-from online_fixture import cut_over, fill, online_of
+from online_fixture import cut_over, fill, place_of, server_of
 from servers_fixture import free_port
 
-from feast_embeddings.materialize.online import fills as online
-from feast_embeddings.materialize.serving.vectors import read_vectors
+from feast_embeddings.materialize.online import remove_fill
+from feast_embeddings.materialize.serving import read_vectors
 
 FEATURES = ["users:embedding", "items:embedding"]
 DOORS = ("sync", "async", "matrix", "http")
@@ -33,7 +33,7 @@ def publish(store: FeatureStore, generation: int, *, last: bool = False) -> None
     cut_over(store, generation, **dict.fromkeys(views, f"g{generation}"))
     if generation > 1:
         for view in views:
-            online.remove_fill(*online_of(store), view, "user_id", f"g{generation - 1}", ["embedding"])
+            remove_fill(server_of(store), place_of(view, f"g{generation - 1}"))
 
 
 class Readers:

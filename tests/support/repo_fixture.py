@@ -23,9 +23,8 @@ from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.materialize.ledger.records import Fill, Tick
-from feast_embeddings.materialize.online import fills
-from feast_embeddings.materialize.online.stores import online_store_of
-from feast_embeddings.materialize.serving.vectors import Vectors, read_vectors
+from feast_embeddings.materialize.online import FillPlace, FillRows, HistoryPlace, OnlineServer, read_fill, read_history
+from feast_embeddings.materialize.serving import Vectors, read_vectors
 from feast_embeddings.materialize.ticks.milestones import listening
 from feast_embeddings.materialize.ticks.runner import Outcome, Runner
 from feast_embeddings.materialize.upkeep.retire import retire
@@ -229,13 +228,12 @@ class SmallRepo:
 
     def run(self, end_us: int, view: str = "user_embedding", *, refresh: bool = False) -> Outcome:
         """The engine's part of such a job alone, as a fresh one: quicker."""
-        online = online_store_of(self.store)
-        runner = Runner(self.workspace, online, self.store.config, self.store.registry, self.spec(view))
+        runner = Runner(self.workspace, self.server, self.store.registry, self.spec(view))
         return runner.refresh(end_us) if refresh else runner.run_due(end_us)
 
     def retire(self) -> list[str]:
         """`feast-embeddings retire`."""
-        return retire(self.workspace, online_store_of(self.store), self.store.config, self.store.registry)
+        return retire(self.workspace, self.server, self.store.registry)
 
     def freeze(self) -> Frozen:
         """The repo's files and its part of Redis, for any number of later runs from here."""
@@ -261,7 +259,7 @@ class SmallRepo:
     @contextmanager
     def redis(self) -> Iterator[Any]:
         """A plain client of the server."""
-        with online_store_of(self.store).redis(self.store.config) as client:
+        with self.server.client() as client:
             yield client
 
     def _keys(self, client: Any) -> list[bytes]:
@@ -275,6 +273,11 @@ class SmallRepo:
         if self._store is None:
             self._store = FeatureStore(".")
         return self._store
+
+    @property
+    def server(self) -> OnlineServer:
+        """Its Redis."""
+        return OnlineServer.of(self.store.config)
 
     @property
     def workspace(self) -> Workspace:
@@ -302,33 +305,14 @@ class SmallRepo:
         """Vectors of every entity, as an online read returns them."""
         return read_vectors(self.store, f"{view}:embedding", USERS if view == "user_embedding" else ITEMS)
 
-    def rows_of(self, fill: str, view: str = "user_embedding") -> fills.FillRows:
+    def rows_of(self, fill: str, view: str = "user_embedding") -> FillRows:
         """Vectors of every entity in one fill."""
         key, ids = ("user_id", USERS) if view == "user_embedding" else ("item_id", ITEMS)
-        online = online_store_of(self.store)
-        return fills.read_fill(
-            online,
-            self.store.config,
-            view_name=view,
-            join_key=key,
-            fill=fill,
-            feature="embedding",
-            dim=self.dim,
-            ids=ids,
-        )
+        return read_fill(self.server, FillPlace(view, key, fill, "embedding"), self.dim, ids)
 
     def histories(self, as_of_us: int = 1 << 60) -> HistoryBatch:
         """Histories of every user, as Redis holds them."""
-        online = online_store_of(self.store)
-        return fills.read_history(
-            online,
-            self.store.config,
-            view_name="history",
-            join_key="user_id",
-            ids=USERS,
-            as_of_us=as_of_us,
-            item_dtype="int64",
-        )
+        return read_history(self.server, HistoryPlace("history", "user_id", "int64"), USERS, as_of_us)
 
     def behaviors(self, end_us: int) -> Behaviors:
         """Every clean behavior before a time."""

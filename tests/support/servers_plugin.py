@@ -14,7 +14,7 @@ from feast import FeatureStore
 from repo_fixture import SmallRepo, retiring_at_once
 from servers_fixture import BINARIES, running
 
-from feast_embeddings.materialize.online.embedded import client_name, detach, embedded_server
+from feast_embeddings.materialize.online import client_name, detach, embedded_server
 
 STORE = "feast_embeddings.materialize.online_store.EmbeddingOnlineStore"
 SERVERS = ["embedded", *(name for name in BINARIES if name == "redis-server")]

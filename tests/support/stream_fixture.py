@@ -16,7 +16,6 @@ from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import behaviors_of
 from feast_embeddings.materialize.ledger.leases import Lease
 from feast_embeddings.materialize.ledger.records import Tick
-from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.stream.micro_batch import MicroBatches
 from feast_embeddings.materialize.stream.payloads import decode, to_json_payloads
 from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions, append_behaviors
@@ -69,11 +68,11 @@ class ByHand:
         self.ledger = self.workspace.ledger
         self.lease = Lease(self.workspace.ledger, f"lane {LANE} by hand", 60)
         self.lease.acquire()
-        online, spec = online_store_of(repo.store), repo.spec()
+        spec = repo.spec()
         log = BehaviorLog.of(
             behaviors_of(repo.store.registry, repo.project, spec), self.workspace.root, self.workspace.ledger
         )
-        work = ViewWork(self.workspace, online, repo.store.config, spec, log, self.lease)
+        work = ViewWork(self.workspace, repo.server, spec, log, self.lease)
         work.ledger = self.workspace.ledger.under(self.lease.renew)
         self.ticks = MicroBatches(work, repo.project, LANE, lateness_us)
         self.source = RedisStreams(

@@ -9,7 +9,7 @@ import numpy as np
 from repo_fixture import ITEMS, MakeRepo, SmallRepo, day, rows, tiny_encoder
 from ticks_fixture import started, tick_at
 
-from feast_embeddings.materialize.serving.vectors import Vectors, read_vectors
+from feast_embeddings.materialize.serving import Vectors, read_vectors
 
 NEW, OTHER = 900, 901
 PLAIN = 'item_embedding_view("item_embedding", entity=item, encoder="main", dim=8)'

@@ -12,8 +12,15 @@ from ticks_fixture import tick_at
 
 from feast_embeddings.materialize import nearest
 from feast_embeddings.materialize.declare.storage import STORAGES, as_stored, holds
-from feast_embeddings.materialize.online import keys, wire
-from feast_embeddings.materialize.serving.vectors import read_vectors
+from feast_embeddings.materialize.online import (
+    as_float_list,
+    as_float_lists,
+    decode_vectors,
+    encode_vectors,
+    entity_keys,
+    feature_field,
+)
+from feast_embeddings.materialize.serving import read_vectors
 from feast_embeddings.materialize.upkeep.restore import restore
 from feast_embeddings.models.errors import DeclarationError, OnlineStoreError, SpaceError
 
@@ -44,8 +51,8 @@ def test_int8_is_off_by_a_small_part_of_the_largest_number(vectors):
 def test_rounding_twice_is_rounding_once_and_what_is_written_is_read(vectors, storage):
     stored = as_stored(vectors, storage)
     assert holds(stored, storage)
-    values = wire.encode_vectors(stored, storage)
-    decoded, found = wire.decode_vectors([*values, None], vectors.shape[1], "view")
+    values = encode_vectors(stored, storage)
+    decoded, found = decode_vectors([*values, None], vectors.shape[1], "view")
     assert decoded[:-1].tobytes() == stored.tobytes()
     assert found.tolist() == [True] * len(vectors) + [False]
     kinds = {Value.FromString(value).WhichOneof("val") for value in values}
@@ -57,13 +64,13 @@ def test_vectors_of_several_storages_are_read_together(vectors, data):
     # given rows from before and after their view's storage changed
     chosen = [data.draw(storages) for _ in vectors]
     rows = [as_stored(vectors[row : row + 1], storage) for row, storage in enumerate(chosen)]
-    values = [wire.encode_vectors(row, storage)[0] for row, storage in zip(rows, chosen, strict=True)]
+    values = [encode_vectors(row, storage)[0] for row, storage in zip(rows, chosen, strict=True)]
 
     # when decoded, or shown as stock Feast's lists, then each is what was stored
-    decoded, _ = wire.decode_vectors(values, vectors.shape[1], "view")
+    decoded, _ = decode_vectors(values, vectors.shape[1], "view")
     expected = np.concatenate([np.empty((0, vectors.shape[1]), np.float32), *rows])
     assert np.array_equal(decoded, expected)
-    shown = [Value.FromString(value).float_list_val.val for value in wire.as_float_lists(values, "view")]
+    shown = [Value.FromString(value).float_list_val.val for value in as_float_lists(values, "view")]
     assert [list(row) for row in shown] == expected.tolist()
 
 
@@ -80,10 +87,10 @@ def test_bytes_that_are_no_vector_are_refused():
     for stored in (b"", b"\x01\x00", b"\x02abc", b"\x07abcdefg"):
         value = Value(bytes_val=stored).SerializeToString()
         with pytest.raises(OnlineStoreError, match="not one this package wrote"):
-            wire.as_float_list(value, "view")
-    short = wire.encode_vectors(np.ones((1, 3), np.float32), "int8")
+            as_float_list(value, "view")
+    short = encode_vectors(np.ones((1, 3), np.float32), "int8")
     with pytest.raises(SpaceError, match="length 3 where 4"):
-        wire.decode_vectors(short, 4, "view")
+        decode_vectors(short, 4, "view")
 
 
 def _lived(make_repo, storage):
@@ -111,10 +118,10 @@ def test_online_reads_retrieval_neighbors_and_a_restore_agree(make_repo, storage
         reads = {view: repo.vectors(view) for view in VIEWS}
 
         # then Redis holds that many bytes per vector
-        field = keys.feature_field(f"user_embedding@{live['user_embedding']}", "embedding")
+        field = feature_field(f"user_embedding@{live['user_embedding']}", "embedding")
         ids = USERS[reads["user_embedding"].found]
         with repo.redis() as client:
-            stored = [client.hget(key, field) for key in keys.entity_keys(repo.project, "user_id", ids)]
+            stored = [client.hget(key, field) for key in entity_keys(repo.project, "user_id", ids)]
         assert {len(Value.FromString(value).bytes_val) for value in stored} == {BYTES[storage]}
         assert all(holds(read.values, storage) for read in reads.values())
 
@@ -139,7 +146,7 @@ def test_online_reads_retrieval_neighbors_and_a_restore_agree(make_repo, storage
             client.delete(*repo._keys(client))
         restore(repo.store)
         with repo.redis() as client:
-            assert [client.hget(key, field) for key in keys.entity_keys(repo.project, "user_id", ids)] == stored
+            assert [client.hget(key, field) for key in entity_keys(repo.project, "user_id", ids)] == stored
         for view, read in reads.items():
             assert repo.vectors(view).values.tobytes() == read.values.tobytes()
 

@@ -4,12 +4,20 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from online_fixture import START, ask, cut_over, embedding, history, online_of, user
+from online_fixture import START, ask, cut_over, embedding, history, place_of, server_of, user
 from servers_fixture import BINARIES, running_cluster
 
-from feast_embeddings.materialize.online import fills as online
-from feast_embeddings.materialize.online import keys
-from feast_embeddings.materialize.serving.vectors import read_vectors
+from feast_embeddings.materialize.online import (
+    HistoryPlace,
+    TickStamp,
+    feature_field,
+    read_manifest,
+    remove_fill,
+    timestamp_field,
+    write_fill,
+    write_history,
+)
+from feast_embeddings.materialize.serving import read_vectors
 from feast_embeddings.models.encoder import HistoryBatch
 from feast_embeddings.models.errors import OnlineStoreError
 
@@ -28,8 +36,7 @@ def vectors(seed):
 
 
 def write(store, view, fill, tick, values):
-    place = ("user_id", fill, "embedding", tick, START + tick, START)
-    return online.write_fill(*online_of(store), view, *place, IDS, values)
+    return write_fill(server_of(store), place_of(view, fill), TickStamp(tick, START + tick, START), IDS, values)
 
 
 def test_three_masters_serve_one_generation_and_guard_every_row(cluster, make_store):
@@ -41,7 +48,8 @@ def test_three_masters_serve_one_generation_and_guard_every_row(cluster, make_st
     write(store, "items", "b", 3, vectors(4))
     offsets = np.arange(len(IDS) + 1)
     batch = HistoryBatch(offsets, IDS, IDS.astype(np.int32), IDS, IDS.astype(np.float32), np.full(len(IDS), START))
-    assert online.write_history(*online_of(store), "history", "user_id", 3, START, START, IDS, batch, "int64") == 200
+    histories = HistoryPlace("history", "user_id", "int64")
+    assert write_history(server_of(store), histories, TickStamp(3, START, START), IDS, batch) == 200
 
     # then every master holds about a third of the entities
     sizes = [_size(server) for server in cluster]
@@ -57,19 +65,19 @@ def test_three_masters_serve_one_generation_and_guard_every_row(cluster, make_st
     assert np.array_equal(np.array(answer["items__embedding"], np.float32), vectors(4))
     assert answer["history__history_items"] == [[number] for number in IDS]
     assert read_vectors(store, "users:embedding", [7, 777]).found.tolist() == [True, False]
-    assert online.read_manifest(*online_of(store), "shop").generation == 2
+    assert read_manifest(server_of(store), "shop").generation == 2
 
     # when the older fill is removed, then nothing of it is left on any master
-    online.remove_fill(*online_of(store), "users", "user_id", "a", ["embedding"])
+    remove_fill(server_of(store), place_of("users", "a"))
     left = Counter(name for server in cluster for name in _fields(server))
-    assert left[keys.timestamp_field("users@a")] == left[keys.feature_field("users@a", "embedding")] == 0
-    assert left[keys.timestamp_field("users@b")] == 200
+    assert left[timestamp_field("users@a")] == left[feature_field("users@a", "embedding")] == 0
+    assert left[timestamp_field("users@b")] == 200
 
     # when a master is gone, then the error names the cluster
     cluster[1].kill()
     with pytest.raises(OnlineStoreError, match=f"Redis at redis://127.0.0.1:{cluster[0].port}"):
         write(store, "users", "b", 4, vectors(5))
-    online_of(store)[0]._client.close()
+    server_of(store).open().close()
 
 
 def _size(server):

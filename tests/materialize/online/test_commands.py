@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import redis
-from redis._parsers import _RESP2Parser
+from servers_fixture import BINARIES, running
 
 from feast_embeddings.materialize.online.commands import PackedReads, queue_hmgets, reads
 
@@ -11,13 +11,17 @@ KEYS = [b"row-%03d" % number for number in range(300)]
 FIELDS = [b"a", b"b\r\n", b"missing"]
 
 
-@pytest.fixture
-def rows(redis_client):
+def fill(client):
     for number, key in enumerate(KEYS):
         if number % 3:
-            redis_client.hset(key, mapping={b"a": b"x" * number * 50, b"b\r\n": b"$5\r\n"})
-    redis_client.set("name", "value")
-    return redis_client
+            client.hset(key, mapping={b"a": b"x" * number * 50, b"b\r\n": b"$5\r\n"})
+    client.set("name", "value")
+    return client
+
+
+@pytest.fixture
+def rows(redis_client):
+    return fill(redis_client)
 
 
 def ask(pipe, keys=KEYS):
@@ -36,12 +40,10 @@ def test_replies_are_those_of_a_pipeline(rows):
     assert reads(rows).execute() == []
 
 
-def test_a_connection_without_hiredis_is_read_as_redis_py_reads_it(rows):
-    pool = rows.connection_pool
-    options = {**pool.connection_kwargs, "parser_class": _RESP2Parser}
-    with redis.Redis(connection_pool=redis.ConnectionPool(pool.connection_class, **options)) as client:
-        assert ask(reads(client)) == ask(rows.pipeline(transaction=False))
-        client.connection_pool.disconnect()
+def test_a_connection_of_another_protocol_is_read_as_redis_py_reads_it(tmp_path):
+    with running(BINARIES["valkey"], tmp_path) as server, redis.Redis(port=server.port, protocol=3) as client:
+        fill(client)
+        assert ask(reads(client)) == ask(client.pipeline(transaction=False))
 
 
 @pytest.mark.parametrize("number", [0, 150])

@@ -8,7 +8,7 @@ from online_fixture import ask, cut_over, embedding, fill, history, plain, user
 
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.online.addresses import address_of
-from feast_embeddings.materialize.serving.vectors import read_vectors
+from feast_embeddings.materialize.serving import read_vectors
 from feast_embeddings.models.errors import OnlineStoreError
 
 

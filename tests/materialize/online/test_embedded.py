@@ -22,7 +22,7 @@ from feast_embeddings.models.errors import OnlineStoreError
 ATTACH = """
 import sys, redis
 from pathlib import Path
-from feast_embeddings.materialize.online.embedded import client_name, embedded_server
+from feast_embeddings.materialize.online import client_name, embedded_server
 client = redis.Redis(unix_socket_path=str(embedded_server(Path(sys.argv[1]))), client_name=client_name())
 print(client.incr("visits"), client.info("server")["process_id"], flush=True)
 """

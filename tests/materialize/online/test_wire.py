@@ -52,9 +52,9 @@ def test_string_entity_keys_are_those_of_stock_feast(project, join_key, ids):
 @given(project=names, other=names, join_key=names, user=int64s)
 def test_a_key_belongs_to_exactly_its_project(project, other, join_key, user):
     (key,) = keys.entity_keys(project, join_key, np.array([user]))
-    assert keys.belongs(key, project, [join_key])
-    assert keys.belongs(key, other, [join_key]) == (other == project)
-    assert not keys.belongs(key, project, [join_key + "x"])
+    assert keys.is_entity_key(key, project, [join_key])
+    assert keys.is_entity_key(key, other, [join_key]) == (other == project)
+    assert not keys.is_entity_key(key, project, [join_key + "x"])
 
 
 def test_a_suffix_does_not_make_a_key_belong():
@@ -63,9 +63,9 @@ def test_a_suffix_does_not_make_a_key_belong():
     (text,) = keys.entity_keys("b", "user_id", np.array(["ida"], dtype=object))
 
     # then neither is one of project a
-    assert not keys.belongs(long, "a", ["user_id"])
-    assert not keys.belongs(text, "ab", ["user_id"])
-    assert not keys.belongs(long[:20], "a", ["user_id"])
+    assert not keys.is_entity_key(long, "a", ["user_id"])
+    assert not keys.is_entity_key(text, "ab", ["user_id"])
+    assert not keys.is_entity_key(long[:20], "a", ["user_id"])
 
 
 def test_feature_fields_are_those_of_stock_feast():

@@ -9,13 +9,32 @@ from feast import Entity, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.types import Array, Float32, String
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from online_fixture import HOUR, START, cut_over, embedding, fill, online_of, user
+from online_fixture import (
+    HOUR,
+    START,
+    another_process,
+    cut_over,
+    embedding,
+    fill,
+    place_of,
+    server_of,
+    user,
+)
 
 from feast_embeddings.materialize import nearest, read_vectors
 from feast_embeddings.materialize.clock import simulated
-from feast_embeddings.materialize.online import fills as online
-from feast_embeddings.materialize.online import keys
-from feast_embeddings.materialize.online.versions import MOST_IDS, VERSIONS_KEPT, record_change
+from feast_embeddings.materialize.online import (
+    MOST_IDS,
+    VERSIONS_KEPT,
+    TickStamp,
+    changes_key,
+    entity_keys,
+    manifest_key,
+    record_change,
+    remove_fill,
+    write_fill,
+)
+from feast_embeddings.materialize.serving import neighbors
 from feast_embeddings.models.errors import DeclarationError, SpaceError
 
 DIM = 4
@@ -29,7 +48,7 @@ def store(make_store):
 
 
 def put(store, name, ids, matrix, tick=1, view="items", key="user_id"):
-    online.write_fill(*online_of(store), view, key, name, "embedding", tick, START, START, ids, matrix)
+    write_fill(server_of(store), place_of(view, name, key), TickStamp(tick, START, START), ids, matrix)
 
 
 def brute_force(queries, ids, rows, k, metric):
@@ -57,8 +76,8 @@ def test_it_is_what_brute_force_finds(store, seed, rows, k, metric):
     matrix = rng.integers(-2, 3, (rows, DIM)).astype(np.float32)
     queries = rng.integers(-2, 3, (7, DIM)).astype(np.float32)
     put(store, f"f{seed}-{rows}-{k}-{metric}", ids, matrix)
-    with online_of(store)[0].redis(store.config) as client:
-        client.delete(keys.manifest_key("shop", "shop"))
+    with server_of(store).client() as client:
+        client.delete(manifest_key("shop", "shop"))
     cut_over(store, 1, items=f"f{seed}-{rows}-{k}-{metric}")
     found = nearest(store, "items:embedding", queries, k, metric, space=f"space-f{seed}-{rows}-{k}-{metric}")
     wanted, scores = brute_force(queries, ids, matrix, k, metric)
@@ -82,8 +101,8 @@ def test_neighbors_of_a_query_do_not_depend_on_the_others(store, metric, monkeyp
     wanted, scores = brute_force(queries, ids, matrix, 20, metric)
     np.testing.assert_allclose(together.scores, scores, rtol=1e-6)
     assert metric == "cosine" or together.ids.tolist() == wanted.tolist()
-    monkeypatch.setattr("feast_embeddings.materialize.serving.nearest._CHUNK_SCORES", 2000)
-    monkeypatch.setattr("feast_embeddings.materialize.serving.nearest._CHUNK_PAIRS", 17)
+    monkeypatch.setattr(neighbors, "CHUNK_SCORES", 2000)
+    monkeypatch.setattr(neighbors, "CHUNK_PAIRS", 17)
     parts = [nearest(store, "items:embedding", queries[i : i + 3], 20, metric, space="space-a") for i in (0, 1, 30)]
     for start, part in zip((0, 1, 30), parts, strict=True):
         assert np.array_equal(part.ids, together.ids[start : start + 3])
@@ -148,11 +167,11 @@ def test_a_cutover_and_a_rollback_are_followed_at_the_next_call(store, make_stor
     fill(store, "items", "b", 2.0, ids=(2, 3))
     cut_over(store, 1, items="a")
     assert scores(store, "a") == ({1: 4.0, 2: 4.0}, 1)
-    cut_over(make_store(), 2, {"items": "a"}, items="b")  # another process
+    cut_over(another_process(store), 2, {"items": "a"}, items="b")
     assert scores(store, "b") == ({2: 8.0, 3: 8.0}, 2)
     with pytest.raises(SpaceError, match=r"'space-a'.*'space-b'"):
         scores(store, "a")
-    cut_over(make_store(), 3, {"items": "b"}, items="a")
+    cut_over(another_process(store), 3, {"items": "b"}, items="a")
     assert scores(store, "a") == ({1: 4.0, 2: 4.0}, 3)
 
 
@@ -161,9 +180,9 @@ def test_a_pinned_view_reads_its_space_until_it_is_retired(store, make_store):
     fill(store, "items", "b", 2.0)
     cut_over(store, 2, {"items": "a"}, items="b")
     assert scores(store, "a", "items@space-a:embedding") == ({1: 4.0, 2: 4.0}, 2)
-    fill(make_store(), "items", "a", 3.0, ids=[1], tick=2)
+    fill(another_process(store), "items", "a", 3.0, ids=[1], tick=2)
     assert scores(store, "a", "items@space-a:embedding") == ({1: 12.0, 2: 4.0}, 2)
-    cut_over(make_store(), 3, items="b")
+    cut_over(another_process(store), 3, items="b")
     with pytest.raises(SpaceError, match="has no fill in space 'space-a'"):
         scores(store, "a", "items@space-a:embedding")
 
@@ -175,7 +194,7 @@ def test_a_tick_is_seen_at_the_next_call(store, make_store, ids):
     cut_over(store, 1, items="a")
     assert scores(store, "a") == ({1: 4.0, 2: 4.0}, 1)
     for tick in (2, 3, 2):
-        fill(make_store(), "items", "a", float(tick), ids=ids, tick=tick)
+        fill(another_process(store), "items", "a", float(tick), ids=ids, tick=tick)
     expected = {1: 4.0, 2: 4.0} | dict.fromkeys(ids, 12.0)
 
     # then the next call has every row of them, new ones too
@@ -186,7 +205,7 @@ def test_more_ticks_than_are_kept_are_seen_all_the_same(store, make_store):
     fill(store, "items", "a", 1.0)
     cut_over(store, 1, items="a")
     scores(store, "a")
-    writer = make_store()
+    writer = another_process(store)
     fill(writer, "items", "a", 2.0, ids=[1], tick=2)
     for tick in range(3, VERSIONS_KEPT + 4):
         fill(writer, "items", "a", 3.0, ids=[2], tick=tick)
@@ -202,12 +221,12 @@ def test_a_write_that_stopped_is_seen_when_it_was_repeated(store):
     def stop(_rows):
         raise RuntimeError("stopped")
 
-    args = (*online_of(store), "items", "user_id", "a", "embedding", 2, START, START, np.array([2]), 3 * ONE)
+    args = (server_of(store), place_of("items", "a"), TickStamp(2, START, START), np.array([2]), 3 * ONE)
     with pytest.raises(RuntimeError, match="stopped"):
-        online.write_fill(*args, on_chunk=stop)
+        write_fill(*args, on_chunk=stop)
 
     # when the next job repeats the write, which changes nothing
-    assert online.write_fill(*args) == 0
+    assert write_fill(*args) == 0
 
     # then the reader sees the rows
     assert scores(store, "a") == ({1: 4.0, 2: 12.0}, 1)
@@ -217,8 +236,8 @@ def test_rows_that_were_removed_and_told_of_are_gone(store, redis_client):
     fill(store, "items", "a", 1.0, ids=(1, 2, 3))
     cut_over(store, 1, items="a")
     scores(store, "a")
-    redis_client.delete(*keys.entity_keys("shop", "user_id", np.array([1, 3])))
-    record_change(redis_client, "shop", "items@a", np.array([1, 3, 77]))
+    redis_client.delete(*entity_keys("shop", "user_id", np.array([1, 3])))
+    record_change(another_process(store), "items@a", np.array([1, 3, 77]))
     assert scores(store, "a") == ({2: 4.0}, 1)
 
 
@@ -300,7 +319,7 @@ def test_threads_see_whole_generations(store, make_store):
             if found.ids.shape != (1, 39) or set(found.scores[0].tolist()) != {4.0 * found.generation**2}:
                 problems.append(found)
 
-    writer = make_store()
+    writer = another_process(store)
     publish(1)
     threads = [threading.Thread(target=reading) for _ in range(3)]
     for thread in threads:
@@ -332,9 +351,8 @@ def test_nothing_is_left_of_a_view_that_is_no_more(store, redis_client):
     fill(store, "items", "a", 1.0)
     fill(store, "users", "a", 1.0)
     cut_over(store, 1, items="a", users="a")
-    online.remove_fill(*online_of(store), "users", "user_id", "a", ["embedding"])
-    left = {keys.changes_key("shop", "items@a"), keys.writer_key("shop", "items@a")}
-    assert set(redis_client.scan_iter("*changes*")) == left
+    remove_fill(server_of(store), place_of("users", "a"))
+    assert list(redis_client.scan_iter("*changes*")) == [changes_key("shop", "items@a")]
     store.apply([user, embedding("users")], objects_to_delete=[store.get_feature_view("items")], partial=False)
     assert list(redis_client.scan_iter("*changes*")) == []
 

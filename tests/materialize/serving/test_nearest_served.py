@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from feast_embeddings.materialize import Neighbors, nearest
 from feast_embeddings.materialize.cli import main
-from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.ticks.cutover import Cutovers
 from feast_embeddings.materialize.upkeep.erase import forget
 from feast_embeddings.models import AlignedEncoder, Alignment, load_encoder, read_manifest, save_encoder
@@ -54,7 +54,7 @@ def test_ticks_refreshes_and_rollbacks_are_followed(make_repo: MakeRepo) -> None
     with pytest.raises(SpaceError, match=rf"{old.space}.*{repo.vectors().space}"):
         nearest(repo.store, "item_embedding:embedding", old, 3)
     store = repo.store
-    Cutovers(repo.workspace, online_store_of(store), store.config, store.registry).rollback("main")
+    Cutovers(repo.workspace, OnlineServer.of(store.config), store.registry).rollback("main")
     tick_at(repo, 7)
     assert repo.vectors().space == old.space
     _assert_as_read(repo)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from feast import RepoConfig, utils
-from feast.infra.online_stores.helpers import _redis_key
+from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, Value
 from google.protobuf.message import DecodeError
@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from online_fixture import embedding
 
-from feast_embeddings.materialize.online import tick_stamps
-from feast_embeddings.materialize.online.commands import listed
-from feast_embeddings.materialize.serving.response import add_columns, entities_of
+from feast_embeddings.materialize.online import TickStamp
+from feast_embeddings.materialize.serving.plan import ViewRead
+from feast_embeddings.materialize.serving.response import Request, add_columns, entities_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FEATURES = ["first", "second"]
@@ -45,36 +45,44 @@ def expected(view, stored, row_of, full_names):
 def reply(row):
     if row is None:
         return [None] * 3
-    return [*(value and value.SerializeToString() for value in row[:2]), tick_stamps.encode(row[2], 1, row[2])]
+    return [
+        *(value and value.SerializeToString() for value in row[:2]),
+        TickStamp(1, row[2], row[2]).to_bytes(),
+    ]
+
+
+def added(stored, expired, row_of, names=False):
+    """A response to which the columns of stored replies were added."""
+    response = GetOnlineFeaturesResponse()
+    view = ViewRead(embedding("users"), FEATURES, [], replies=stored)
+    add_columns(Request({}, {}, response, names, names), view, expired, row_of)
+    return response
 
 
 @given(rows.flatmap(lambda r: st.tuples(st.just(r), st.lists(st.integers(0, len(r) - 1), max_size=12))), st.booleans())
 def test_a_response_is_the_one_that_stock_feast_makes(case, full_names):
     # given rows, some of them missing, asked for in any order, some repeatedly or not at all
     stored, row_of = case
-    view = embedding("users")
 
     # when their columns are added
-    response = GetOnlineFeaturesResponse()
-    add_columns(response, view, FEATURES, [reply(row) for row in stored], [], row_of, full_names, full_names)
+    response = added([reply(row) for row in stored], [], row_of, full_names)
 
     # then nothing tells the response from a stock one
-    assert response == expected(view, stored, row_of, full_names)
+    assert response == expected(embedding("users"), stored, row_of, full_names)
 
 
 def test_a_row_past_the_ttl_keeps_its_time_and_loses_its_values():
     stored = [(Value(float_list_val=FloatList(val=[1.0])), None, 7)] * 2
-    response = GetOnlineFeaturesResponse()
-    add_columns(response, embedding("users"), FEATURES, [reply(row) for row in stored], [1], [1, 0], False, False)
+    response = added([reply(row) for row in stored], [1], [1, 0])
     assert list(response.results[0].statuses) == [FieldStatus.OUTSIDE_MAX_AGE, FieldStatus.PRESENT]
     assert response.results[0].values[0] == Value()
     assert response.results[0].event_timestamps[0].ToMicroseconds() == 7
 
 
 def test_bytes_that_are_no_value_are_refused():
-    broken = [[b"\xff\xff", None, tick_stamps.encode(1, 1, 1)]]
+    broken = [[b"\xff\xff", None, TickStamp(1, 1, 1).to_bytes()]]
     with pytest.raises(DecodeError):
-        add_columns(GetOnlineFeaturesResponse(), embedding("users"), FEATURES, broken, [], [0], False, False)
+        added(broken, [], [0])
 
 
 ids = st.one_of(
@@ -103,8 +111,12 @@ def test_entities_are_those_of_stock_feast(config, asked):
     # then each row of the request has the key that stock Feast gives it
     unique, places, length = utils._get_unique_entities(table, {"user_id": asked}, join_keys)
     protos = utils._get_entity_key_protos(unique)
-    stock = {place: _redis_key("shop", key) for key, where in zip(protos, places, strict=True) for place in where}
-    found = listed(entities.redis_keys)
+    stock = {
+        place: serialize_entity_key(key, 3) + b"shop"
+        for key, where in zip(protos, places, strict=True)
+        for place in where
+    }
+    found = [bytes(key) for key in entities.redis_keys]
     assert [found[row] for row in entities.row_of] == [stock[place] for place in range(length)]
     assert len(found) == len(unique)
     assert sorted(place for where in entities.places() for place in where) == list(range(length))

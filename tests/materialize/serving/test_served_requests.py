@@ -13,7 +13,6 @@ from reading_processes import served
 from repo_fixture import MakeRepo, day
 from session_fixture import SESSION, matrix, rows_of, session_repo
 
-from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
 
 
@@ -64,8 +63,7 @@ def test_eight_clients_get_their_own_sessions_and_a_push_arrives(make_repo: Make
     assert "Session views are not warm" not in (Path(repo.folder) / "serve.log").read_text()
     with repo.redis() as client:
         partitions = tuple(range(agreed_partitions(client, repo.project, "behaviors")))
-    online = online_store_of(repo.store)
-    source = RedisStreams(lambda: online.redis(repo.store.config), repo.project, "behaviors", "group", partitions)
+    source = RedisStreams(repo.server.client, repo.project, "behaviors", "group", partitions)
     delivery = source.next_batch(100, 0.01)
     assert delivery is not None
     assert sorted(json.loads(payload)["item"] for payload in delivery.payloads) == [101, 102]

@@ -16,17 +16,15 @@ from repo_fixture import DAY, HOUR, USERS, MakeRepo, SmallRepo, at, day, tiny_en
 from session_fixture import SESSION, ask, declare_session, matrix, rows_of, session_repo
 from ticks_fixture import started, tick_at
 
-from feast_embeddings.materialize.online import fills
-from feast_embeddings.materialize.online.manifest import FillRef, Manifest
-from feast_embeddings.materialize.online.stores import online_store_of
-from feast_embeddings.materialize.serving import metrics, sessions
+from feast_embeddings.materialize.online import FillRef, Manifest, OnlineServer, publish_manifest
+from feast_embeddings.materialize.serving import metrics, session_encoders, sessions
 from feast_embeddings.models.errors import ArtifactError, DeclarationError, OnlineStoreError, SpaceError
 from feast_embeddings.transformations import session_embedding_view
 from feast_embeddings.transformations.views import session_spec_of
 
 
 def counted(name: str, **labels: str) -> float:
-    return metrics.REGISTRY.get_sample_value(f"feast_embeddings_session_{name}_total", labels) or 0.0
+    return metrics.REQUEST_METRICS.get_sample_value(f"feast_embeddings_session_{name}_total", labels) or 0.0
 
 
 def test_a_session_is_bit_for_bit_what_a_tick_of_the_same_behaviors_stores(make_repo: MakeRepo) -> None:
@@ -73,7 +71,7 @@ def test_sync_and_async_reads_give_the_same_beside_other_features(make_repo: Mak
         try:
             return (await store.get_online_features_async(features, rows, full_feature_names=full_names)).to_dict()
         finally:
-            await online_store_of(store).close()
+            await OnlineServer.of(store.config).close_async()
 
     with at(day(5)):
         sync = ask(store, rows, *features, full_feature_names=full_names)
@@ -156,7 +154,7 @@ def two_generations(make_repo: MakeRepo) -> tuple[SmallRepo, FeatureStore, list[
 
 def test_beside_cutovers_a_session_is_in_the_generation_of_its_answer(make_repo: MakeRepo) -> None:
     repo, store, fills = two_generations(make_repo)
-    online, done, wrong = online_store_of(repo.store), threading.Event(), []
+    done, wrong = threading.Event(), []
     rows = rows_of(None, USERS[:3].tolist())
     history = repo.histories(day(4) + HOUR).take(np.arange(3, dtype=np.int64))
     expected = {
@@ -182,7 +180,7 @@ def test_beside_cutovers_a_session_is_in_the_generation_of_its_answer(make_repo:
                 break  # a reader may come late on a busy machine
             live, kept = fills[generation % 2], fills[1 - generation % 2]
             manifest = Manifest("main", generation, {"user_embedding": live}, {"user_embedding": (kept,)})
-            fills.publish_manifest(online, repo.store.config, manifest)
+            publish_manifest(repo.server, manifest)
         done.set()
         for reader in readers:
             reader.result()
@@ -192,11 +190,11 @@ def test_beside_cutovers_a_session_is_in_the_generation_of_its_answer(make_repo:
 
 def test_alone_in_its_answer_it_follows_the_live_generation_at_once(make_repo: MakeRepo) -> None:
     repo, store, (live, kept) = two_generations(make_repo)
-    online, rows = online_store_of(repo.store), rows_of(None, USERS[:3].tolist())
+    rows = rows_of(None, USERS[:3].tolist())
     answers = []
     with at(day(4) + HOUR):
         for generation, ref in enumerate((live, kept, live, kept), start=10):
-            fills.publish_manifest(online, repo.store.config, Manifest("main", generation, {"user_embedding": ref}))
+            publish_manifest(repo.server, Manifest("main", generation, {"user_embedding": ref}))
             answers.append(matrix(ask(store, rows)["session_embedding"]).tobytes())
     assert answers[0] == answers[2] != answers[1] == answers[3]
 
@@ -247,7 +245,7 @@ def test_threads_load_an_encoder_once(make_repo: MakeRepo) -> None:
     repo = make_repo()
     space = repo.encode_with(tiny_encoder(78))
     repo.workspace.declared_space(repo.spec())
-    encoders, before = sessions.SessionEncoders(), counted("encoders_loaded", encoder="main")
+    encoders, before = session_encoders.SessionEncoders(), counted("encoders_loaded", encoder="main")
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: encoders.get(repo.store.config, "main", space), range(32)))
     assert len({id(each) for each in found}) == 1
@@ -268,7 +266,7 @@ def test_a_server_that_starts_before_the_first_generation_only_warns(
 ) -> None:
     repo, _ = session_repo(make_repo)
     shutil.rmtree(repo.folder / "data" / "embeddings" / "encoders")
-    sessions.ENCODERS._loaded.clear()
+    session_encoders.ENCODERS._loaded.clear()
     sessions.warm_up_quietly(repo.store.config)
     assert "Session views are not warm" in caplog.text
 

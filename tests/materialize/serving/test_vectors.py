@@ -14,19 +14,30 @@ from online_fixture import (
     ask,
     ask_async,
     cut_over,
+    door_of,
     embedding,
     fill,
     history,
-    online_of,
+    place_of,
     plain,
+    server_of,
     statuses,
     user,
 )
 
 from feast_embeddings.materialize.clock import simulated
-from feast_embeddings.materialize.online import fills as online
-from feast_embeddings.materialize.online import keys
-from feast_embeddings.materialize.online.manifest import FillRef, Manifest
+from feast_embeddings.materialize.online import (
+    FillRef,
+    HistoryPlace,
+    Manifest,
+    TickStamp,
+    entity_keys,
+    feature_field,
+    manifest_key,
+    read_manifest,
+    write_fill,
+    write_history,
+)
 from feast_embeddings.materialize.serving.vectors import read_vectors
 from feast_embeddings.models.encoder import HistoryBatch
 from feast_embeddings.models.errors import DeclarationError, OnlineStoreError, SpaceError
@@ -81,8 +92,8 @@ def test_a_cutover_after_the_manifest_was_cached_is_seen_by_all_views(store, rea
 
     # when another process cuts over
     manifest = Manifest("shop", 2, {view: FillRef("b", "space-b") for view in ("users", "items")})
-    with online_of(store)[0].redis(store.config) as client:
-        client.set(keys.manifest_key("shop", "shop"), manifest.to_json())
+    with server_of(store).client() as client:
+        client.set(manifest_key("shop", "shop"), manifest.to_json())
 
     # then the next read has the new rows of all views
     answer = read(store, ["users:embedding", "items:embedding"], [1]).to_dict()
@@ -119,10 +130,10 @@ def test_readers_never_see_a_mixture_during_cutovers(store, make_store, redis_cl
 
     # when a few hundred cutovers pass under several readers
     fields = {
-        g: [f for v in ("users", "items") for f in (keys.feature_field(f"{v}@g{g}", "embedding"), f"_ts:{v}@g{g}")]
+        g: [f for v in ("users", "items") for f in (feature_field(f"{v}@g{g}", "embedding"), f"_ts:{v}@g{g}")]
         for g in range(1, rounds + 1)
     }
-    rows = keys.entity_keys("shop", "user_id", np.array([1, 2]))
+    rows = entity_keys("shop", "user_id", np.array([1, 2]))
     for generation in range(2, rounds + 1):
         publish(generation)
         for key in rows:
@@ -186,15 +197,14 @@ def test_a_pin_is_found_by_a_reader_that_cached_an_older_manifest(store):
     cut_over(store, 1, users="z")
     ask(store, ["users:embedding"])
     manifest = Manifest("shop", 2, {"users": FillRef("a", "space-a")})
-    with online_of(store)[0].redis(store.config) as client:
-        client.set(keys.manifest_key("shop", "shop"), manifest.to_json())
+    with server_of(store).client() as client:
+        client.set(manifest_key("shop", "shop"), manifest.to_json())
     assert read_vectors(store, "users@space-a:embedding", [1]).found.all()
 
 
 def test_read_vectors_gives_a_matrix_in_the_order_of_the_ids(store):
     matrix = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    args = ("users", "user_id", "a", "embedding", 1, START, START, np.arange(50), matrix)
-    online.write_fill(*online_of(store), *args)
+    write_fill(server_of(store), place_of("users", "a"), TickStamp(1, START, START), np.arange(50), matrix)
     cut_over(store, 3, users="a")
     vectors = read_vectors(store, "users:embedding", np.array([49, 0, 777, 7]))
     assert np.array_equal(vectors.values, np.stack([matrix[49], matrix[0], np.zeros(4), matrix[7]]).astype(np.float32))
@@ -210,7 +220,7 @@ def test_read_vectors_refuses_what_is_no_embedding(store, feature):
         read_vectors(store, feature, [1])
 
 
-def write_history(store):
+def write_a_history(store):
     batch = HistoryBatch(
         offsets=np.array([0, 2]),
         items=np.array([10, 11]),
@@ -219,12 +229,12 @@ def write_history(store):
         values=np.array([1.5, np.nan], np.float32),
         as_of=np.array([START]),
     )
-    args = ("history", "user_id", 1, START, START, np.array([1]), batch, "int64")
-    online.write_history(*online_of(store), *args)
+    place, stamp = HistoryPlace("history", "user_id", "int64"), TickStamp(1, START, START)
+    write_history(server_of(store), place, stamp, np.array([1]), batch)
 
 
 def test_histories_are_read_through_feast(store, read):
-    write_history(store)
+    write_a_history(store)
     response = read(store, ["history:history_items", "history:history_types", "history:history_times"])
     assert response.to_dict()["history__history_items"] == [[10, 11], None]
     assert response.to_dict()["history__history_types"] == [[0, 1], None]
@@ -237,7 +247,7 @@ def test_ordinary_views_answer_as_stock_feast_does(store, make_store, redis_serv
     frame = pd.DataFrame({"user_id": [1, 2], "age": [30, 40], "score": [0.5, 1.5]})
     frame["event_timestamp"] = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
     store.push("profile_push", frame)
-    with online_of(store)[0].redis(store.config) as client:
+    with server_of(store).client() as client:
         kwargs = client.connection_pool.connection_kwargs
     stock = make_store(type="redis", connection_string="127.0.0.1:1")
     stock.apply([user, plain()])
@@ -268,13 +278,13 @@ def test_online_read_gives_rows_and_times(store):
 
     protos = [EntityKey(join_keys=["user_id"], entity_values=[Value(int64_val=i)]) for i in (2, 1)]
     view = store.get_feature_view("users")
-    rows = online_of(store)[0].online_read(store.config, view, protos)
+    rows = door_of(store).online_read(store.config, view, protos)
 
     async def reading():
         try:
-            return await online_of(store)[0].online_read_async(store.config, view, protos)
+            return await door_of(store).online_read_async(store.config, view, protos)
         finally:
-            await online_of(store)[0].close()
+            await door_of(store).close()
 
     assert rows == asyncio.run(reading())
     assert rows[0] == (None, None)
@@ -311,7 +321,7 @@ def test_a_view_taken_out_of_the_repo_leaves_redis_in_its_project_only(store, ma
     store.apply([], objects_to_delete=[store.get_feature_view("users")], partial=False)
 
     # then none of its fills is left here; the other view and the other project keep theirs
-    fields = {name for key in keys.entity_keys("shop", "user_id", np.array([1, 2])) for name in redis_client.hkeys(key)}
+    fields = {name for key in entity_keys("shop", "user_id", np.array([1, 2])) for name in redis_client.hkeys(key)}
     assert not [name for name in fields if b"users" in name]
     assert len(fields) == 2
     assert read_vectors(store, "items:embedding", [1, 2]).found.all()
@@ -320,5 +330,5 @@ def test_a_view_taken_out_of_the_repo_leaves_redis_in_its_project_only(store, ma
     # when everything is torn down here, then the other project still has its rows
     store.teardown()
     assert read_vectors(other, "users:embedding", [1, 2]).found.all()
-    assert online.read_manifest(*online_of(store), "shop") is None
-    assert redis_client.exists(*keys.entity_keys("shop", "user_id", np.array([1, 2]))) == 0
+    assert read_manifest(server_of(store), "shop") is None
+    assert redis_client.exists(*entity_keys("shop", "user_id", np.array([1, 2]))) == 0

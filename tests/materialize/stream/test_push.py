@@ -15,8 +15,7 @@ from repo_fixture import HOUR, MakeRepo, SmallRepo, at, day, moment, rows, tiny_
 from ticks_fixture import started
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.online.stores import online_store_of
-from feast_embeddings.materialize.serving import metrics
+from feast_embeddings.materialize.serving import REQUEST_METRICS
 from feast_embeddings.materialize.stream.declared import make_worker
 from feast_embeddings.materialize.stream.payloads import decode
 from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
@@ -50,10 +49,9 @@ def frame(count: int = 3) -> pd.DataFrame:
 
 def streamed(repo: SmallRepo) -> pa.Table:
     """What a worker would find, in the order of users."""
-    online, config = online_store_of(repo.store), repo.store.config
     with repo.redis() as client:
         partitions = range(agreed_partitions(client, repo.project, "behaviors"))
-    source = RedisStreams(lambda: online.redis(config), repo.project, "behaviors", "user_embedding", tuple(partitions))
+    source = RedisStreams(repo.server.client, repo.project, "behaviors", "user_embedding", tuple(partitions))
     contract = contract_of(repo.store.get_feature_view("behaviors"))
     found = []
     while (delivery := source.next_batch(1000, 0.01)) is not None:
@@ -89,13 +87,13 @@ def test_a_push_reaches_the_stream_and_the_online_store(repo: SmallRepo) -> None
 
 
 def _pushed() -> float:
-    return metrics.REGISTRY.get_sample_value("feast_embeddings_pushed_behaviors_total", {"view": "behaviors"}) or 0
+    return REQUEST_METRICS.get_sample_value("feast_embeddings_pushed_behaviors_total", {"view": "behaviors"}) or 0
 
 
 def test_an_asynchronous_push_does_the_same(repo: SmallRepo) -> None:
     async def push() -> None:
         await repo.store.push_async("behaviors", frame())
-        await online_store_of(repo.store).close()
+        await repo.server.close_async()
 
     asyncio.run(push())
     assert columns(streamed(repo)) == expected()

@@ -19,7 +19,7 @@ from feast.repo_operations import apply_total
 
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.demo.scaffold import write_repo
-from feast_embeddings.materialize.online.embedded import detach
+from feast_embeddings.materialize.online import detach
 from feast_embeddings.models import ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
 
 ROOT = Path(__file__).parents[3]

@@ -9,8 +9,7 @@ import pytest
 from repo_fixture import VIEWS, MakeRepo, SmallRepo, StoppedError, at, day, rows, stopping_at, tiny_encoder
 from ticks_fixture import active_in, encoded_by_hand, started, tick_at
 
-from feast_embeddings.materialize.online.keys import manifest_key
-from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.online import OnlineServer, manifest_key
 from feast_embeddings.materialize.ticks.cutover import Cutovers
 
 # ── taken up, or recorded anew ───────────────────────────────────────────────────────────────────────────────
@@ -59,7 +58,7 @@ def test_a_refresh_taken_up_does_not_stand_in_for_one_with_a_new_encoder(make_re
 
 def _rollback(repo: SmallRepo) -> None:
     store = repo.store
-    Cutovers(repo.workspace, online_store_of(store), store.config, store.registry).rollback("main")
+    Cutovers(repo.workspace, OnlineServer.of(store.config), store.registry).rollback("main")
 
 
 def test_a_new_encoder_waits_for_all_of_its_views(make_repo: MakeRepo) -> None:

@@ -12,7 +12,7 @@ from repo_fixture import ITEMS, MakeRepo, StoppedError, at, day, moment, stoppin
 from ticks_fixture import started, tick_at
 from unseen_fixture import NEW, OTHER, PLAIN, both, came, following, placed, read, users_before
 
-from feast_embeddings.materialize.serving.nearest import nearest
+from feast_embeddings.materialize.serving import nearest
 from feast_embeddings.materialize.ticks.milestones import ITEM_TICK
 from feast_embeddings.materialize.upkeep.erase import forget
 from feast_embeddings.materialize.upkeep.restore import restore

@@ -28,8 +28,8 @@ from feast_embeddings.materialize.cli import main
 from feast_embeddings.materialize.files.workspace import cutover_resource, view_resource
 from feast_embeddings.materialize.ledger.leases import held
 from feast_embeddings.materialize.ledger.tombstones import Tombstones
-from feast_embeddings.materialize.online.keys import entity_keys
-from feast_embeddings.materialize.serving.nearest import nearest
+from feast_embeddings.materialize.online import entity_keys
+from feast_embeddings.materialize.serving import nearest
 from feast_embeddings.materialize.upkeep.erase import Receipt, forget
 from feast_embeddings.models.errors import DeclarationError, LeaseError
 from feast_embeddings.transformations import Histories, activity_view

@@ -26,9 +26,7 @@ from typer.testing import CliRunner
 from feast_embeddings.materialize.cli import main
 from feast_embeddings.materialize.files.workspace import view_resource
 from feast_embeddings.materialize.ledger.leases import held
-from feast_embeddings.materialize.online.fills import publish_manifest, read_manifest
-from feast_embeddings.materialize.online.manifest import Manifest
-from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.online import Manifest, publish_manifest, read_manifest
 from feast_embeddings.materialize.upkeep.erase import forget
 from feast_embeddings.materialize.upkeep.restore import Restored, restore
 from feast_embeddings.models.errors import LeaseError, LedgerError, OnlineStoreError
@@ -169,9 +167,8 @@ def test_the_erased_stay_away(make_repo: MakeRepo) -> None:
 
 def test_a_redis_that_is_newer_or_foreign_is_left_as_it_is(make_repo: MakeRepo) -> None:
     repo = _lived(make_repo, "Incremental(alpha=0.5)")
-    online, config = online_store_of(repo.store), repo.store.config
-    stored = read_manifest(online, config, "main")
-    publish_manifest(online, config, Manifest("main", stored.generation + 1, stored.fills, {}))
+    stored = read_manifest(repo.server, "main")
+    publish_manifest(repo.server, Manifest("main", stored.generation + 1, stored.fills, {}))
     before = _held(repo)
     with pytest.raises(OnlineStoreError, match=r"serves generation 3 .* would be generation 2"):
         restore(repo.store)

@@ -17,7 +17,7 @@ from feast_embeddings.materialize import engine
 from feast_embeddings.materialize.cli import main
 from feast_embeddings.materialize.cli.status import print_status
 from feast_embeddings.materialize.ledger.leases import held
-from feast_embeddings.materialize.online.stores import online_store_of
+from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.ticks.milestones import listening
 from feast_embeddings.materialize.upkeep import retire as retirement
 from feast_embeddings.materialize.upkeep.retire import progress_of, retire, retire_in_background, stop_background
@@ -36,12 +36,12 @@ def retired(make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch) -> SmallRepo:
 
 
 def _retire(repo: SmallRepo, **options: Any) -> list[str]:
-    return retire(repo.workspace, online_store_of(repo.store), repo.store.config, repo.store.registry, **options)
+    return retire(repo.workspace, repo.server, repo.store.registry, **options)
 
 
 def _background(repo: SmallRepo) -> threading.Thread | None:
     store = repo.store
-    return retire_in_background(repo.workspace, online_store_of(store), store.config, store.registry)
+    return retire_in_background(repo.workspace, OnlineServer.of(store.config), store.registry)
 
 
 def _first(repo: SmallRepo) -> str:

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from feast import FeatureStore
 
 from feast_embeddings.materialize import clock
-from feast_embeddings.materialize.online.stores import online_store_of
-from feast_embeddings.materialize.serving.fill_copy import FillSnapshot
-from feast_embeddings.materialize.serving.plan import ttl_us
+from feast_embeddings.materialize.declare.kinds import ttl_us
+from feast_embeddings.materialize.online import OnlineServer
+from feast_embeddings.materialize.serving.fill_copy import FillSnapshot, snapshots_of
 from feast_embeddings.materialize.serving.vectors import Vectors, find
 from feast_embeddings.models.errors import DeclarationError, SpaceError
 from feast_embeddings.models.types import Float32s, Ids, Int64s
@@ -22,8 +22,8 @@ Metric = Literal["inner", "cosine"]
 Float64s = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-_CHUNK_SCORES: Final = 1 << 22  # scores at a time: with their sorted copy, 32 MB
-_CHUNK_PAIRS: Final = 1 << 16  # pairs computed anew at a time: three matrices of float64 [pairs, dim]
+CHUNK_SCORES: Final = 1 << 22  # scores at a time: with their sorted copy, 32 MB
+CHUNK_PAIRS: Final = 1 << 16  # pairs computed anew at a time: three matrices of float64 [pairs, dim]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ def nearest(
         raise DeclarationError(f"nearest(k={k}, metric={metric!r}): k is at least 1, metric 'inner' or 'cosine'.")
     queries, found, asked = _queries(vectors, space)
     view, name = find(store, feature)
-    online = online_store_of(store)
-    served = online.snapshots.served(online, store.config, view, name)
+    server = OnlineServer.of(store.config)
+    served = snapshots_of(server).served(server, view, name)
     if served.space:
         _same_space(feature, asked, served.space, queries, served.rows)
     alive = _alive(served.rows, ttl_us(view))
@@ -152,7 +152,7 @@ def _search(
     inverse = np.divide(1, rows.norms, out=np.zeros_like(rows.norms), where=rows.norms > 0)
     longest = 1.0 if metric == "cosine" else float(rows.norms[alive].max())
     slack = np.float32((rows.vectors.shape[1] + 8) * float(np.finfo(np.float32).eps) * longest * 1.01)
-    size = max(1, _CHUNK_SCORES // len(rows.ids))
+    size = max(1, CHUNK_SCORES // len(rows.ids))
     for start in range(0, len(queries), size):
         part = slice(start, min(start + size, len(queries)))
         scores = units[part] @ rows.vectors.T
@@ -171,8 +171,8 @@ def _search(
 def _exact(queries: Float32s, owner: Int64s, vectors: Float32s, columns: Int64s) -> Float64s:
     """Inner products float64 [pairs], each by itself."""
     out = np.empty(len(owner), np.float64)
-    for start in range(0, len(owner), _CHUNK_PAIRS):
-        pairs = slice(start, start + _CHUNK_PAIRS)
+    for start in range(0, len(owner), CHUNK_PAIRS):
+        pairs = slice(start, start + CHUNK_PAIRS)
         wide = queries[owner[pairs]].astype(np.float64)
         out[pairs] = (wide * vectors[columns[pairs]]).sum(axis=1)
     return out

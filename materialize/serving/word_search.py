@@ -9,7 +9,7 @@ from feast import FeatureStore
 
 from feast_embeddings.materialize.declare.views import spec_of
 from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.serving.nearest import Metric, Neighbors, nearest
+from feast_embeddings.materialize.serving.neighbors import Metric, Neighbors, nearest
 from feast_embeddings.materialize.serving.vectors import find, read_vectors
 from feast_embeddings.models import TextEncoder
 from feast_embeddings.models.errors import DeclarationError
