@@ -100,7 +100,7 @@ class Generations(Database):
     def begin_cutover(self, generation: Generation) -> int:
         """The time of a cutover, later than any publication in its views; what is published from now on is later."""
         views = list(generation.fills)
-        mine = (ticks.c.view.in_(views), ticks.c.published_us.is_not(None))
+        mine = (ticks.c.view.in_(views), ticks.c.state == "published")
         made = sa.select(fills.c.tick).where(fills.c.fill.in_(generation.fills.values()), fills.c.view == ticks.c.view)
         with self.transaction() as connection:
             last_us = connection.scalar(sa.select(sa.func.max(ticks.c.published_us)).where(*mine))
