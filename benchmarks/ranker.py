@@ -34,11 +34,12 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize.clock import simulated, us_of
+from feast_embeddings.materialize.declare import behaviors_of, embedding_specs
 from feast_embeddings.materialize.demo.journey import write_journey
 from feast_embeddings.materialize.demo.replay import feast_apply, make_repo
 from feast_embeddings.materialize.demo.run import training_config
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.learning.train import train_declared
 from feast_embeddings.models import AdversarialTraining, AutoEncoderConfig, AutoEncoderTraining, TrainingConfig
 from feast_embeddings.models.evaluation.bootstrap import Estimate, bootstrap

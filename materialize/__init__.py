@@ -1,7 +1,14 @@
 """Policies, ticks, ledger, logs, engine, and the online and offline stores."""
 
-from feast_embeddings.materialize.declare.policy import Full, Hybrid, Incremental
-from feast_embeddings.materialize.declare.views import (
+import sys
+
+from feast_embeddings.materialize.declare import (
+    EncoderRef,
+    Full,
+    Hybrid,
+    Incremental,
+    Inputs,
+    Serving,
     embed_behaviors,
     embedding_view,
     history_view,
@@ -13,10 +20,13 @@ from feast_embeddings.materialize.serving.search import search
 from feast_embeddings.materialize.serving.vectors import Vectors, read_vectors
 
 __all__ = [
+    "EncoderRef",
     "Full",
     "Hybrid",
     "Incremental",
+    "Inputs",
     "Neighbors",
+    "Serving",
     "Vectors",
     "embed_behaviors",
     "embedding_view",
@@ -27,3 +37,6 @@ __all__ = [
     "read_vectors",
     "search",
 ]
+
+# What earlier builds applied names `embed_behaviors` by this module; gone with version 0.2.
+sys.modules[f"{__name__}.views"] = sys.modules[__name__]

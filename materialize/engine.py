@@ -19,7 +19,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
 
 from feast_embeddings.materialize.clock import us_of
-from feast_embeddings.materialize.declare.views import STATE, is_embedding, spec_of
+from feast_embeddings.materialize.declare import STATE, is_embedding, spec_of
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.online.stores import embedding_store
 from feast_embeddings.materialize.ticks.activity import write_activity

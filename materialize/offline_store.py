@@ -32,10 +32,10 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.saved_dataset import SavedDatasetStorage
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec, spec_of
+from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs, spec_of
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.embedding_log import ids_of
-from feast_embeddings.materialize.files.workspace import Workspace, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.retrieval.recomputed import activity_at, history_at
 from feast_embeddings.materialize.retrieval.rows import ROW, Asked, EntityRows, ServedRetrievalJob, check_names
 from feast_embeddings.materialize.retrieval.served import served_space, served_vectors

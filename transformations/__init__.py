@@ -1,5 +1,7 @@
 """Behaviors → clean behaviors → histories → features."""
 
+import sys
+
 from feast_embeddings.transformations.behaviors.cleaning import CleaningRules, clean
 from feast_embeddings.transformations.behaviors.contract import BehaviorContract, BehaviorType
 from feast_embeddings.transformations.behaviors.prepare import Counts, Prepared, prepare
@@ -18,7 +20,7 @@ from feast_embeddings.transformations.views.declarations import (
     kind_of,
     rules_of,
 )
-from feast_embeddings.transformations.views.session import session_embedding_view
+from feast_embeddings.transformations.views.session import session_embedding_view, session_vectors
 
 __all__ = [
     "ActivitySpec",
@@ -45,4 +47,8 @@ __all__ = [
     "read_behaviors",
     "rules_of",
     "session_embedding_view",
+    "session_vectors",
 ]
+
+# The text of a session view that earlier builds applied imports `session_vectors` from here; gone with version 0.2.
+sys.modules[f"{__name__}.session"] = sys.modules[__name__]

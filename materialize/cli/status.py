@@ -9,9 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize.clock import iso, now_us
-from feast_embeddings.materialize.declare.policy import describe
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
-from feast_embeddings.materialize.files.workspace import Workspace, embedding_specs
+from feast_embeddings.materialize.declare import EmbeddingSpec, describe, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.upkeep.retire import progress_of
 
 

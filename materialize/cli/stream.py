@@ -14,7 +14,8 @@ import numpy as np
 import typer
 from feast import FeatureStore
 
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.declare import behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.serving.nearest import nearest

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec
 from feast_embeddings.materialize.demo.replay import feast_apply
 from feast_embeddings.materialize.demo.scaffold import write_repo
 from feast_embeddings.materialize.demo.shop import EVENTS, write_shop

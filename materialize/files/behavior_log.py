@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from feast import FeatureView
 
-from feast_embeddings.materialize.declare.views import source_of
+from feast_embeddings.materialize.declare import source_of
 from feast_embeddings.materialize.ledger.database import Ledger
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.ledger.tombstones import NEVER, Tombstones

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from feast_embeddings.materialize.declare.storage import Storage, as_stored
+from feast_embeddings.materialize.declare import Storage, as_stored
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
 

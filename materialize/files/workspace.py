@@ -7,10 +7,9 @@ import uuid
 from functools import cached_property
 from pathlib import Path
 
-from feast import FeatureView, RepoConfig
-from feast.infra.registry.base_registry import BaseRegistry
+from feast import RepoConfig
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec, is_embedding, spec_of
+from feast_embeddings.materialize.declare import EmbeddingSpec
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog
 from feast_embeddings.materialize.ledger.database import Ledger
 from feast_embeddings.models import Encoder, load_encoder, read_manifest
@@ -118,33 +117,3 @@ class Workspace:
             temporary.rename(self._kept(space))
         except OSError:  # another job kept it first
             shutil.rmtree(temporary)
-
-
-def view_resource(project: str, view: str) -> str:
-    """Name of the lease that keeps jobs of one view apart that run ticks."""
-    return f"view {view!r} of project {project!r}"
-
-
-def refresh_resource(project: str, view: str) -> str:
-    """Name of the lease that keeps refreshes of one view apart; ticks go on beside them."""
-    return f"refresh of view {view!r} of project {project!r}"
-
-
-def cutover_resource(project: str, encoder: str) -> str:
-    """Name of the lease that keeps cutovers of one encoder apart."""
-    return f"cutover of encoder {encoder!r} of project {project!r}"
-
-
-def embedding_specs(registry: BaseRegistry, project: str) -> list[EmbeddingSpec]:
-    """Declarations of every embedding view of a project."""
-    return [spec_of(view) for view in registry.list_stream_feature_views(project) if is_embedding(view)]
-
-
-def encoder_specs(registry: BaseRegistry, project: str, encoder: str) -> list[EmbeddingSpec]:
-    """Declarations of the views that share an encoder name: they are cut over together."""
-    return [spec for spec in embedding_specs(registry, project) if spec.encoder == encoder]
-
-
-def behaviors_of(registry: BaseRegistry, project: str, spec: EmbeddingSpec) -> FeatureView:
-    """The view over the raw behaviors that ``spec`` names."""
-    return registry.get_feature_view(spec.behaviors, project)

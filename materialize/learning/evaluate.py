@@ -9,10 +9,9 @@ import numpy as np
 from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import iso, now_us
-from feast_embeddings.materialize.declare.policy import Full, Hybrid, Incremental, Policy
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, Full, Hybrid, Incremental, Policy, behaviors_of
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.learning.backtest import Backtest, Candidate, Questions, scheduled
 from feast_embeddings.materialize.learning.frontier import Frontier
 from feast_embeddings.materialize.learning.train import spec_of_encoder

@@ -11,14 +11,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast import FeatureStore
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import (
+    EmbeddingSpec,
+    behaviors_of,
+    declared_entity,
+    embedding_specs,
+    entity_id_of,
+)
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, matrix_of
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.online import fills
 from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.serving.nearest import Neighbors, nearest
 from feast_embeddings.materialize.serving.vectors import Vectors, read_vectors
-from feast_embeddings.materialize.upkeep.erase import declared_entity, entity_id_of
 from feast_embeddings.models import Explanation, HistoryBatch, explain
 from feast_embeddings.models.encoder.batch import Float32s, Ids
 from feast_embeddings.models.encoder.protocol import Bools, Encoder

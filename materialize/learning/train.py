@@ -11,9 +11,9 @@ import numpy as np
 from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, behaviors_of, embedding_specs
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.models import (
     AdversarialTraining,
     AutoEncoderConfig,

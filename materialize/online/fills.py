@@ -15,7 +15,7 @@ import numpy.typing as npt
 import redis
 from feast import RepoConfig
 
-from feast_embeddings.materialize.declare.storage import Storage, holds
+from feast_embeddings.materialize.declare import Storage, holds
 from feast_embeddings.materialize.online import keys, tick_stamps, wire
 from feast_embeddings.materialize.online.commands import queue_hmgets, reads
 from feast_embeddings.materialize.online.fresh_fill import begin, end

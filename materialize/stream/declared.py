@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from feast import FeatureStore
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, behaviors_of, embedding_specs
 from feast_embeddings.materialize.files.appended import parts_folder
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.compaction import Compaction
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.leases import Lease
 from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.online.stores import online_store_of

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from feast import FeatureStore
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.stream.metrics import StreamMetrics

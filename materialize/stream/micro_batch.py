@@ -15,8 +15,7 @@ import numpy as np
 from feast import RepoConfig
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.declare.policy import Hybrid, Incremental, blend
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, Hybrid, Incremental, blend
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog, digest
 from feast_embeddings.materialize.files.embedding_log import LogStamp
 from feast_embeddings.materialize.files.workspace import Workspace

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.declare.policy import Hybrid, Incremental, blend
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, Hybrid, Incremental, blend
 from feast_embeddings.materialize.files.appended import TICK, erased_rows, parts_folder, parts_of, raw_rows, uncovered
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.embedding_log import ids_of, matrix_of

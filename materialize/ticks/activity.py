@@ -12,10 +12,10 @@ from feast.infra.registry.base_registry import BaseRegistry
 from feast.utils import _convert_arrow_to_proto
 
 from feast_embeddings.materialize.clock import now_us, us_of
-from feast_embeddings.materialize.declare.views import source_of
+from feast_embeddings.materialize.declare import source_of
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, view_resource
-from feast_embeddings.materialize.ledger.leases import Lease, held
+from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.ledger.leases import Lease, held, view_resource
 from feast_embeddings.materialize.ticks.progress import counter
 from feast_embeddings.transformations import activity, activity_spec_of, behaviors_name_of
 

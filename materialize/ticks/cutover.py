@@ -14,10 +14,10 @@ from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, encoder_specs
 from feast_embeddings.materialize.files.embedding_log import LogStamp
-from feast_embeddings.materialize.files.workspace import Workspace, cutover_resource, encoder_specs
-from feast_embeddings.materialize.ledger.leases import Lease, held
+from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.ledger.leases import Lease, cutover_resource, held
 from feast_embeddings.materialize.ledger.records import Fill, Generation
 from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online.manifest import FillRef, Manifest

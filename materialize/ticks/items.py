@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, behaviors_of, embedding_specs
 from feast_embeddings.materialize.files.appended import TICK, parts_folder, rows_of_ticks
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.embedding_log import ids_of, matrix_of
 from feast_embeddings.materialize.files.item_sums import UnseenSums
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.follows import UnseenLedger, UserTick
 from feast_embeddings.materialize.ledger.offsets import StreamTick
 from feast_embeddings.materialize.ledger.records import Tick

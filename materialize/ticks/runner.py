@@ -11,11 +11,10 @@ from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.clock import iso, now_us
-from feast_embeddings.materialize.declare.policy import Due
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import Due, EmbeddingSpec, behaviors_of
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, refresh_resource, view_resource
-from feast_embeddings.materialize.ledger.leases import Lease, held, holder, new_owner
+from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.ledger.leases import Lease, held, holder, new_owner, refresh_resource, view_resource
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from feast import RepoConfig
 
-from feast_embeddings.materialize.declare.policy import Hybrid, Incremental, blend
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, Hybrid, Incremental, blend
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.leases import Lease

@@ -10,16 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from feast import Entity, FeatureStore, FileSource, RepoConfig, ValueType
-from feast.errors import EntityNotFoundException
+from feast import Entity, FeatureStore, FileSource, RepoConfig
 from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize.clock import iso, now_us
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import (
+    EmbeddingSpec,
+    behaviors_of,
+    declared_entity,
+    embedding_specs,
+    entity_id_of,
+)
 from feast_embeddings.materialize.files.appended import erase_rows, parts_folder, parts_of
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.ledger.records import RECEIVING
 from feast_embeddings.materialize.ledger.tombstones import Tombstones
@@ -29,10 +34,7 @@ from feast_embeddings.materialize.online.versions import forget_changes, record_
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.stream.dead_letters import PoisonMessages
 from feast_embeddings.materialize.upkeep.standstill import standstill
-from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations.views.tags import ACTIVITY_KIND, KIND
-
-_INTEGERS = (ValueType.INT64, ValueType.INT32)
 
 
 @dataclass(frozen=True)
@@ -164,33 +166,6 @@ def _tell_readers(
                 name = keys.qualified(spec.view, fill.fill)
                 forget_changes(client, config.project, name)
                 record_change(client, config.project, name, np.empty(0, np.int64))
-
-
-def declared_entity(store: FeatureStore, name: str) -> Entity:
-    """The entity of a name; raises DeclarationError, with the names there are, where there is none."""
-    try:
-        return store.registry.get_entity(name, store.project)
-    except EntityNotFoundException as error:
-        known = ", ".join(sorted(each.name for each in store.registry.list_entities(store.project))) or "none"
-        raise DeclarationError(
-            f"Project {store.project!r} declares no entity {name!r}; its entities: {known}. Name one of them, or run "
-            "`feast apply`."
-        ) from error
-
-
-def entity_id_of(entity: Entity, entity_id: int | str) -> int | str:
-    """An id as the entity has its ids; raises DeclarationError where it can be none."""
-    if entity.value_type not in _INTEGERS:
-        return str(entity_id)
-    try:
-        found = int(entity_id)
-    except ValueError:
-        found = 1 << 63
-    if not -(1 << 63) <= found < 1 << 63:
-        raise DeclarationError(
-            f"Entity {entity.name!r} has integer ids, and {entity_id!r} is none: give the id as its views have it."
-        )
-    return found
 
 
 def _left(store: FeatureStore, entity: Entity, streamed: Sequence[str]) -> list[str]:

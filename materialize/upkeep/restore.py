@@ -13,10 +13,10 @@ from typing import cast
 import numpy as np
 from feast import FeatureStore
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, behaviors_of, embedding_specs
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.newest_rows import FillRowsOfTick, newest_rows
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Generation
 from feast_embeddings.materialize.ledger.tombstones import Tombstones

@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
-from feast_embeddings.materialize.files.workspace import Workspace, embedding_specs
+from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.database import Ledger
 from feast_embeddings.materialize.ledger.leases import Lease, held
 from feast_embeddings.materialize.ledger.records import Fill

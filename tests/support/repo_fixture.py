@@ -19,9 +19,9 @@ from feast import Entity, FeatureService, FeatureStore, FeatureView
 
 from feast_embeddings.materialize import engine
 from feast_embeddings.materialize.clock import SimulatedClock, simulated
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, behaviors_of, embedding_specs
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.records import Fill, Tick
 from feast_embeddings.materialize.online import fills
 from feast_embeddings.materialize.online.stores import online_store_of
@@ -72,7 +72,9 @@ from datetime import timedelta
 
 from feast import Entity, ValueType
 
-from feast_embeddings.materialize import Full, Hybrid, Incremental, embedding_view, history_view, item_embedding_view
+from feast_embeddings.materialize import (
+    EncoderRef, Full, Hybrid, Incremental, Inputs, Serving, embedding_view, history_view, item_embedding_view,
+)
 from feast_embeddings.transformations import (
     BehaviorContract, BehaviorType, CleaningRules, activity_view, behavior_source, behaviors_view,
 )
@@ -86,10 +88,11 @@ contract = BehaviorContract(
 log = behavior_source("behavior_log", path="data/behaviors", contract=contract)
 behaviors = behaviors_view("behaviors", entity=user, source=log, contract=contract, rules=CleaningRules({rules}))
 history = history_view("history", entity=user, behaviors=behaviors)
+main = EncoderRef("main", dim={dim})
 user_embedding = embedding_view(
-    "user_embedding", entity=user, behaviors=behaviors, history=history, encoder="main", dim={dim}, policy={policy},
+    "user_embedding", entity=user, inputs=Inputs(behaviors, history), encoder=main, policy={policy},
 )
-item_embedding = item_embedding_view("item_embedding", entity=item, encoder="main", dim={dim})
+item_embedding = item_embedding_view("item_embedding", entity=item, encoder=main)
 """
 
 

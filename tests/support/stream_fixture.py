@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from repo_fixture import SmallRepo, day, rows, shop
 from ticks_fixture import started
 
+from feast_embeddings.materialize.declare import behaviors_of
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import behaviors_of
 from feast_embeddings.materialize.ledger.leases import Lease
 from feast_embeddings.materialize.ledger.offsets import StreamLedger, StreamTick
 from feast_embeddings.materialize.online.stores import online_store_of

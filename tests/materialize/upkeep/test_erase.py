@@ -25,8 +25,7 @@ from ticks_fixture import started, tick_at
 from typer.testing import CliRunner
 
 from feast_embeddings.materialize.cli import main
-from feast_embeddings.materialize.files.workspace import cutover_resource, view_resource
-from feast_embeddings.materialize.ledger.leases import held
+from feast_embeddings.materialize.ledger.leases import cutover_resource, held, view_resource
 from feast_embeddings.materialize.ledger.tombstones import Tombstones
 from feast_embeddings.materialize.online.keys import entity_keys
 from feast_embeddings.materialize.serving.nearest import nearest

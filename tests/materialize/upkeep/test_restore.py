@@ -24,8 +24,7 @@ from ticks_fixture import started, tick_at
 from typer.testing import CliRunner
 
 from feast_embeddings.materialize.cli import main
-from feast_embeddings.materialize.files.workspace import view_resource
-from feast_embeddings.materialize.ledger.leases import held
+from feast_embeddings.materialize.ledger.leases import held, view_resource
 from feast_embeddings.materialize.online.fills import publish_manifest, read_manifest
 from feast_embeddings.materialize.online.manifest import Manifest
 from feast_embeddings.materialize.online.stores import online_store_of

@@ -54,7 +54,7 @@ entity_key_serialization_version: 3
 """
 DEFINITIONS = """
 from feast import Entity, ValueType
-from feast_embeddings.transformations import tags
+from feast_embeddings.transformations.views import tags
 from feast_embeddings.transformations import (
     BehaviorContract, BehaviorType, CleaningRules, activity_view, behavior_source, behaviors_view
 )
