@@ -8,9 +8,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-import typer
 from feast import Entity, FeatureView, OnDemandFeatureView
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
@@ -22,9 +21,11 @@ from feast_embeddings.materialize.clock import us_of
 from feast_embeddings.materialize.declare import STATE, is_embedding, spec_of
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.online.stores import embedding_store
+from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.ticks.activity import write_activity
 from feast_embeddings.materialize.ticks.runner import Outcome, Runner
-from feast_embeddings.materialize.upkeep.retire import retire_in_background
+from feast_embeddings.materialize.upkeep.retire import retire
+from feast_embeddings.models.errors import FeastEmbeddingsError
 from feast_embeddings.transformations.views.tags import (
     ACTIVITY_KIND,
     BEHAVIORS_KIND,
@@ -32,6 +33,9 @@ from feast_embeddings.transformations.views.tags import (
     HISTORY_KIND,
     KIND,
 )
+
+RETIRE_S: Final = 20.0
+"""How long a job goes on removing retired fills: a million keys of Redis. The next job takes it up there."""
 
 
 class EmbeddingEngineConfig(FeastConfigBaseModel):
@@ -109,9 +113,9 @@ class EmbeddingEngine(LocalComputeEngine):
                 self._embed(registry, task)
             elif kind == ACTIVITY_KIND:
                 rows = write_activity(self.workspace, self.online_store, self.repo_config, registry, task)
-                typer.echo(f"{task.feature_view.name}: {rows:,} rows as of {task.end_time:%Y-%m-%d %H:%M:%S}")
+                print(f"{task.feature_view.name}: {rows:,} rows as of {task.end_time:%Y-%m-%d %H:%M:%S}")
             else:
-                typer.echo(f"{task.feature_view.name}: written by the ticks of its embedding view")
+                print(f"{task.feature_view.name}: written by the ticks of its embedding view")
         except Exception as error:
             return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.SUCCEEDED)
@@ -123,10 +127,17 @@ class EmbeddingEngine(LocalComputeEngine):
         if _is_incremental(task):
             outcome = runner.run_due(us_of(task.end_time))
         else:
-            typer.echo(f"{spec.view}: a full refresh as of the end; the start is not used")
+            print(f"{spec.view}: a full refresh as of the end; the start is not used")
             outcome = runner.refresh(us_of(task.end_time))
         _report(spec.view, outcome)
-        retire_in_background(self.workspace, store, self.repo_config, registry)
+        self._retire(store, registry)
+
+    def _retire(self, store: EmbeddingOnlineStore, registry: BaseRegistry) -> None:
+        """Go on with the removal of retired fills; the job is done, and what hinders it is left to the next one."""
+        try:
+            retire(self.workspace, store, self.repo_config, registry, seconds=RETIRE_S)
+        except FeastEmbeddingsError as error:
+            print(f"retired fills are left to a later job: {error}")
 
 
 def _from_the_table(task: MaterializationTask) -> MaterializationTask:
@@ -150,8 +161,6 @@ def _is_incremental(task: MaterializationTask) -> bool:
 
 def _report(view: str, outcome: Outcome) -> None:
     if outcome.units:
-        typer.echo(
-            f"{view}: {outcome.units} unit(s) of work, {outcome.encoded:,} encoded, {outcome.rows:,} rows written"
-        )
+        print(f"{view}: {outcome.units} unit(s) of work, {outcome.encoded:,} encoded, {outcome.rows:,} rows written")
     for notice in outcome.notices:
-        typer.echo(f"{view}: {notice}")
+        print(f"{view}: {notice}")

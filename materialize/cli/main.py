@@ -146,7 +146,7 @@ def rollback(
 
 @app.command("retire")
 def retire_fills(repo: Repo = Path()) -> None:
-    """Remove retired fills from Redis now, to the end; jobs do it in the background."""
+    """Remove retired fills from Redis now, to the end; jobs give it some seconds each."""
     store = _store(repo)
     online = online_store_of(store)
     gone = retire(Workspace.of(store.config), online, store.config, store.registry)

@@ -55,12 +55,6 @@ class Workspace:
             return Ledger(f"sqlite:///{self.state / 'ledger.db'}")
         return Ledger(self._ledger_url)
 
-    def standing(self) -> Workspace:
-        """The same repo with a ledger of its own, whatever folder the process moves to."""
-        return Workspace(
-            self.root.absolute(), str(self.state.absolute()), self._ledger_url, self._device, self._precision
-        )
-
     def log(self, spec: EmbeddingSpec) -> EmbeddingLog:
         """The embedding log of a view."""
         folder = self.root / spec.log

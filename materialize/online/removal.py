@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import redis
 from feast import FeatureView
 
 from feast_embeddings.materialize.online import keys
@@ -30,12 +31,16 @@ def delete_view(client: Any, project: str, table: FeatureView, stored_name: str)
 
 def delete_fill(client: Any, project: str, join_key: str, name: str, features: Sequence[str]) -> None:
     """Removes one fill's fields (``name`` is ``<view>@<fill>``) from every entity of ``project``."""
-    fields = fields_under(name, features)
     for batch in entity_batches(client, project, [join_key]):
-        with client.pipeline(transaction=False) as pipe:
-            for key in batch:
-                pipe.hdel(key, *fields)
-            pipe.execute()
+        delete_fields(client, batch, fields_under(name, features))
+
+
+def delete_fields(client: Any, entities: Sequence[bytes], fields: Sequence[bytes]) -> None:
+    """Removes these hash fields from entity keys, in one pipeline."""
+    with client.pipeline(transaction=False) as pipe:
+        for key in entities:
+            pipe.hdel(key, *fields)
+        pipe.execute()
 
 
 def delete_entities(client: Any, project: str, join_keys: Sequence[str]) -> None:
@@ -65,6 +70,31 @@ def entity_batches(client: Any, project: str, join_keys: Sequence[str]) -> Itera
             time.sleep(PAUSE_SECONDS)
     if batch:
         yield batch
+
+
+def servers_of(client: Any) -> dict[str, Any]:
+    """Run id → a client of each server: of the one, or of every master of a cluster."""
+    cluster = isinstance(client, redis.RedisCluster)
+    each = [client.get_redis_connection(node) for node in client.get_primaries()] if cluster else [client]
+    return {str(one.info("server")["run_id"]): one for one in each}
+
+
+def batches_from(
+    servers: Mapping[str, Any], project: str, join_key: str, place: tuple[str, int], count: int = SCAN_COUNT
+) -> Iterator[tuple[list[bytes], tuple[str, int]]]:
+    """The entity keys of exactly this project from a place on, ``count`` keys looked at after the other.
+
+    Servers are gone through by their run ids. A place is a run id and a cursor, 0 at either end; each batch comes with
+    the one behind it.
+    """
+    pattern = keys.scan_pattern(project, [join_key])
+    for server in sorted(each for each in servers if each >= place[0]):
+        cursor = place[1] if server == place[0] else 0
+        while True:
+            cursor, found = servers[server].scan(cursor, match=pattern, count=count)
+            yield [key for key in found if keys.belongs(key, project, [join_key])], (server, cursor)
+            if not cursor:
+                break
 
 
 def _delete_fields(

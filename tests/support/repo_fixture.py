@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,6 @@ from feast_embeddings.materialize.ticks.runner import Outcome, Runner
 from feast_embeddings.materialize.upkeep.retire import retire
 from feast_embeddings.models import HistoryBatch, ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
 from feast_embeddings.models.encoder.batch import Ids
-from feast_embeddings.models.errors import LeaseError
 from feast_embeddings.transformations import Behaviors
 
 HOUR = 3_600_000_000
@@ -369,29 +368,15 @@ def batch_bytes(batch: HistoryBatch) -> tuple[bytes, ...]:
     return tuple(column.tobytes() for column in columns)
 
 
-def retiring_at_once() -> AbstractContextManager[None]:
-    """Jobs of the engine remove retired fills before they end, where they would leave it to a thread."""
-
-    def at_once(*repo: Any) -> None:
-        with suppress(LeaseError):
-            retire(*repo)
-
-    return _retiring(at_once)
-
-
-def retiring_never() -> AbstractContextManager[None]:
-    """Jobs of the engine leave retired fills to others."""
-    return _retiring(lambda *_: None)
-
-
 @contextmanager
-def _retiring(how: Callable[..., None]) -> Iterator[None]:
-    before = engine.retire_in_background
-    engine.retire_in_background = how
+def retiring_never() -> Iterator[None]:
+    """Jobs of the engine have no time for retired fills."""
+    before = engine.RETIRE_S
+    engine.RETIRE_S = 0.0  # type: ignore[misc]
     try:
         yield
     finally:
-        engine.retire_in_background = before
+        engine.RETIRE_S = before  # type: ignore[misc]
 
 
 MakeRepo = Callable[..., SmallRepo]

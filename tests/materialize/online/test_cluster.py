@@ -9,6 +9,7 @@ from servers_fixture import BINARIES, running_cluster
 
 from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online import keys
+from feast_embeddings.materialize.online.removal import batches_from, servers_of
 from feast_embeddings.materialize.serving.vectors import read_vectors
 from feast_embeddings.models.encoder.batch import HistoryBatch
 from feast_embeddings.models.errors import OnlineStoreError
@@ -64,6 +65,17 @@ def test_three_masters_serve_one_generation_and_guard_every_row(cluster, make_st
     left = Counter(name for server in cluster for name in _fields(server))
     assert left[keys.timestamp_field("users@a")] == left[keys.feature_field("users@a", "embedding")] == 0
     assert left[keys.timestamp_field("users@b")] == 200
+
+    # when its keys are gone through, master after master, and again from a place on the way, then none is left out
+    with online_of(store)[0].redis(store.config) as client:
+        servers = servers_of(client)
+        assert len(servers) == 3
+        steps = list(batches_from(servers, store.project, "user_id", (min(servers), 0), 10))
+        stop = next(number for number, (_, (server, cursor)) in enumerate(steps) if server != min(servers) and cursor)
+        rest = list(batches_from(servers, store.project, "user_id", steps[stop][1], 10))
+    first, again = ([key for batch, _ in part for key in batch] for part in (steps, [*steps[: stop + 1], *rest]))
+    assert sorted(first) == sorted(again)
+    assert len(set(first)) == len(first) == 200
 
     # when a master is gone, then the error names the cluster
     cluster[1].kill()
