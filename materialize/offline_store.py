@@ -253,8 +253,8 @@ def _behaviors_of(view: FeatureView, config: RepoConfig, registry: BaseRegistry,
 def _contexts(workspace: Workspace, spec: EmbeddingSpec) -> dict[str, int]:
     """Fill → how many behaviors of a history its encoder reads."""
     fills = workspace.ledger.fills(view=spec.view)
-    encoders = workspace.state / "encoders"
-    contexts = {space: read_manifest(encoders / space).context for space in {fill.space for fill in fills}}
+    spaces = {fill.space for fill in fills}
+    contexts = {space: read_manifest(workspace.paths.encoder(space)).context for space in spaces}
     return {fill.fill: contexts[fill.space] for fill in fills}
 
 

@@ -199,7 +199,7 @@ def _load(workspace: Workspace, encoder: str, space: str) -> Loaded:
     except ArtifactError as error:
         raise ArtifactError(
             f"The encoder of space {space}, which is served for {encoder!r}, is not on this machine: session views "
-            f"need the folder {workspace.state / 'encoders' / space} beside whoever answers. {error}"
+            f"need the folder {workspace.paths.encoder(space)} beside whoever answers. {error}"
         ) from error
     ids = found.item_ids()
     return Loaded(found, lookup_of(ids) if len(ids) else None)

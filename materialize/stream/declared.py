@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from feast import FeatureStore
 
-from feast_embeddings.materialize.declare import EmbeddingSpec, behaviors_of, embedding_specs
+from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs
 from feast_embeddings.materialize.files.appended import parts_folder
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.compaction import Compaction
@@ -144,7 +144,7 @@ def user_spec(store: FeatureStore, view: str | None) -> EmbeddingSpec:
 
 def behavior_log_of(store: FeatureStore, workspace: Workspace, spec: EmbeddingSpec) -> BehaviorLog:
     """The behavior log that micro-batches are appended to; raises DeclarationError where it is no folder."""
-    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
+    log = workspace.behavior_log(store.registry, store.project, spec)
     place = parts_folder(log.path)
     if place is None:
         raise DeclarationError(

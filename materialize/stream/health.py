@@ -124,7 +124,7 @@ def health_of(store: FeatureStore, spec: EmbeddingSpec, metrics: StreamMetrics, 
         live = workspace.ledger.fills(view=spec.view, states=("live",))
         if not live:
             return f"view {spec.view!r} has no live generation yet: run `feast materialize`"
-        read_manifest(workspace.state / "encoders" / live[-1].space)
+        read_manifest(workspace.paths.encoder(live[-1].space))
         return None
 
     def lag() -> str | None:

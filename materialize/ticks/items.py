@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
-from feast_embeddings.materialize.declare import EmbeddingSpec, behaviors_of, embedding_specs
+from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs
 from feast_embeddings.materialize.files.appended import TICK, parts_folder, rows_of_ticks
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.embedding_log import ids_of, matrix_of
@@ -69,7 +69,7 @@ class Followed:
                 f"View {spec.view!r} follows {spec.users!r}, and project {config.project!r} has no such embedding view "
                 f"of encoder {spec.encoder!r}: correct unseen= in its declaration."
             )
-        source = BehaviorLog.of(behaviors_of(registry, config.project, found[0]), workspace.root, workspace.ledger)
+        source = workspace.behavior_log(registry, config.project, found[0])
         if (source.contract.item_dtype == "string") != spec.string_ids:
             raise DeclarationError(
                 f"View {spec.view!r} has ids of another type than the items of {found[0].behaviors!r} "

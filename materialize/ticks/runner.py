@@ -11,7 +11,7 @@ from feast import RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.clock import iso, now_us
-from feast_embeddings.materialize.declare import Due, EmbeddingSpec, behaviors_of
+from feast_embeddings.materialize.declare import Due, EmbeddingSpec
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.leases import Lease, held, holder, new_owner, refresh_resource, view_resource
@@ -335,4 +335,4 @@ def _source(
 ) -> BehaviorLog | None:
     if spec.tower == "item":
         return None
-    return BehaviorLog.of(behaviors_of(registry, config.project, spec), workspace.root, workspace.ledger)
+    return workspace.behavior_log(registry, config.project, spec)

@@ -17,13 +17,11 @@ from rich.table import Table
 from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.declare import (
     EmbeddingSpec,
-    behaviors_of,
     declared_entity,
     embedding_specs,
     entity_id_of,
 )
 from feast_embeddings.materialize.files.appended import erase_rows, parts_folder, parts_of
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.ledger.records import RECEIVING
@@ -134,7 +132,7 @@ def _erase_appended(workspace: Workspace, store: FeatureStore, spec: EmbeddingSp
     """Take its rows out of the files that the view's stream appended to the behavior log."""
     if spec.tower != "user":
         return {}
-    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
+    log = workspace.behavior_log(store.registry, store.project, spec)
     folder = parts_folder(log.path)
     appended = parts_of(folder, spec.view) if folder is not None else []
     if folder is None or not appended:

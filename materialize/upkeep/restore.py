@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 from feast import FeatureStore
 
-from feast_embeddings.materialize.declare import EmbeddingSpec, behaviors_of, embedding_specs
+from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.newest_rows import FillRowsOfTick, newest_rows
 from feast_embeddings.materialize.files.workspace import Workspace
@@ -202,9 +202,7 @@ class _Restore:
         self.restored.rows.setdefault(spec.history, 0)
         if not len(ids):
             return
-        source = BehaviorLog.of(
-            behaviors_of(self.registry, self.config.project, spec), self.workspace.root, self.ledger
-        )
+        source = self.workspace.behavior_log(self.registry, self.config.project, spec)
         ticks, pending = self.ledger.applied_ticks(spec.view), self.ledger.open_tick(spec.view, "incremental")
         if pending is not None:  # it may stand in the log, if only its last step was missing
             ticks.append(pending)

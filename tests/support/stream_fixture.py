@@ -12,8 +12,6 @@ import pyarrow.compute as pc
 from repo_fixture import SmallRepo, day, rows, shop
 from ticks_fixture import started
 
-from feast_embeddings.materialize.declare import behaviors_of
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.ledger.leases import Lease
 from feast_embeddings.materialize.ledger.offsets import StreamLedger, StreamTick
 from feast_embeddings.materialize.online.stores import online_store_of
@@ -69,9 +67,7 @@ class ByHand:
         self.lease = Lease(self.workspace.ledger, f"lane {LANE} by hand", 60)
         self.lease.acquire()
         online, spec = online_store_of(repo.store), repo.spec()
-        log = BehaviorLog.of(
-            behaviors_of(repo.store.registry, repo.project, spec), self.workspace.root, self.workspace.ledger
-        )
+        log = self.workspace.behavior_log(repo.store.registry, repo.project, spec)
         args = (self.workspace, online, repo.store.config, spec, log, self.lease, LANE, lateness_us)
         self.ticks = StreamTicks(*args)
         self.source = RedisStreams(
