@@ -8,14 +8,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Literal
 
+import pyarrow as pa
 from feast import Entity, FeatureView, OnDemandFeatureView
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
+from feast.utils import _convert_arrow_to_proto
 
 from feast_embeddings.materialize.clock import us_of
 from feast_embeddings.materialize.declare import STATE, is_embedding, spec_of
@@ -112,13 +115,20 @@ class EmbeddingEngine(LocalComputeEngine):
             if kind == EMBEDDING_KIND:
                 self._embed(registry, task)
             elif kind == ACTIVITY_KIND:
-                rows = write_activity(self.workspace, self.online_store, self.repo_config, registry, task)
+                rows = write_activity(self.workspace, registry, task, partial(self._write, task.feature_view))
                 print(f"{task.feature_view.name}: {rows:,} rows as of {task.end_time:%Y-%m-%d %H:%M:%S}")
             else:
                 print(f"{task.feature_view.name}: written by the ticks of its embedding view")
         except Exception as error:
             return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.SUCCEEDED)
+
+    def _write(self, view: FeatureView, rows: pa.Table) -> None:
+        """Feast's own online write of rows that the package computed."""
+        # Feast's public ways from a table to its protos are methods of a store or a provider; an engine has neither.
+        key_types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
+        protos = _convert_arrow_to_proto(rows, view, key_types)
+        self.online_store.online_write_batch(self.repo_config, view, protos, None)
 
     def _embed(self, registry: BaseRegistry, task: MaterializationTask) -> None:
         spec = spec_of(task.feature_view)

@@ -21,6 +21,8 @@ import pyarrow as pa
 from feast import FeatureView, OnDemandFeatureView, RepoConfig
 from feast.data_source import DataSource
 from feast.infra.offline_stores import ibis as stock
+
+# What Feast's DuckDB store itself gives to the functions of its ibis module; nothing public reads or writes a source.
 from feast.infra.offline_stores.duckdb import (
     DuckDBOfflineStore,
     DuckDBOfflineStoreConfig,
@@ -114,7 +116,7 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):
         compute = [partial(_read, each, rows, config, registry, project) for each in ours]
         if ordinary or any(view.mode == "substrait" for view in on_demand):
             by_created = filter_by_created_timestamp
-            job = _stock_job(rows, ordinary, feature_refs, config, registry, project, full_feature_names, by_created)
+            job = _stock_job(rows, ordinary, feature_refs, config, registry, full_feature_names, by_created)
             compute.insert(0, partial(_stock_columns, job, rows))
         return ServedRetrievalJob(
             rows,
@@ -286,7 +288,6 @@ def _stock_job(
     feature_refs: list[str],
     config: RepoConfig,
     registry: BaseRegistry,
-    project: str,
     full_feature_names: bool,
     filter_by_created_timestamp: bool,
 ) -> RetrievalJob:
@@ -295,7 +296,7 @@ def _stock_job(
         feature_views=views,
         feature_refs=feature_refs,
         registry=registry,
-        project=project,
+        project=config.project,
         full_feature_names=full_feature_names,
         filter_by_created_timestamp=filter_by_created_timestamp,
         **_stock_options(config),

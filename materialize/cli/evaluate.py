@@ -22,7 +22,7 @@ from feast_embeddings.materialize.learning.evaluate import (
     evaluate_encoder,
     evaluate_policies,
 )
-from feast_embeddings.materialize.learning.frontier import Frontier, Point, draw
+from feast_embeddings.materialize.learning.frontier import COLUMNS, Frontier, Point, draw
 from feast_embeddings.models.evaluation.evaluate import Evaluation
 
 Store = Callable[[Path], FeatureStore]
@@ -71,7 +71,7 @@ def register(app: typer.Typer, store_of: Store) -> None:
             _write(as_json, question, found.to_json())
             return
         frontier = evaluate_policies(question, measure=f"ndcg@{k}", resamples=resamples)
-        console.print(frontier.table())
+        _show_policies(console, frontier)
         bounds = {"max_cost": max_cost, "min_quality": min_quality}
         if max_cost is None and min_quality is None:
             bounds["min_quality"] = 0.995
@@ -108,6 +108,16 @@ def _show(console: Console, question: Question, found: Evaluation, k: int) -> No
     above = baselines_above(found, question.spec.encoder, f"ndcg@{k}")
     verdict = f"{', '.join(above)} did better" if above else "no baseline did better"
     console.print(f"{found.questions['unseen']:,} questions are about items that the encoder does not know; {verdict}.")
+
+
+def _show_policies(console: Console, frontier: Frontier) -> None:
+    title = f"Policies, cheapest first; shares are of {frontier.reference!r}, quality is {frontier.measure}"
+    table = Table(title=title, title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for row in frontier.rows():
+        table.add_row(*row)
+    console.print(table)
 
 
 def _recommend(console: Console, frontier: Frontier, chosen: Point, bounds: dict[str, float | None]) -> None:

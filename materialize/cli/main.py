@@ -13,6 +13,7 @@ from typing import Annotated, cast
 import typer
 from feast import FeatureStore
 
+from feast_embeddings.materialize.cli.erase import print_receipt
 from feast_embeddings.materialize.cli.evaluate import register as register_evaluate
 from feast_embeddings.materialize.cli.explain import draw_explanation, print_explanation
 from feast_embeddings.materialize.cli.status import print_status
@@ -25,7 +26,7 @@ from feast_embeddings.materialize.learning.explain import explain_entity
 from feast_embeddings.materialize.learning.train import train_declared, training_config
 from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.ticks.cutover import Cutovers
-from feast_embeddings.materialize.upkeep.erase import forget, print_receipt
+from feast_embeddings.materialize.upkeep.erase import forget
 from feast_embeddings.materialize.upkeep.restore import restore
 from feast_embeddings.materialize.upkeep.retire import retire
 from feast_embeddings.models import align as align_encoders

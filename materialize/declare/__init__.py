@@ -1,6 +1,6 @@
 """What a repo writes, and how everything else reads it back."""
 
-from feast_embeddings.materialize.declare.parts import STATE, EncoderRef, Inputs, Serving
+from feast_embeddings.materialize.declare.arguments import STATE, EncoderRef, Inputs, Serving
 from feast_embeddings.materialize.declare.policy import Due, Full, Hybrid, Incremental, Policy, blend, describe, due
 from feast_embeddings.materialize.declare.spec import (
     EmbeddingSpec,

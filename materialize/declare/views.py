@@ -13,7 +13,7 @@ import pandas as pd
 from feast import Entity, FeatureView, Field, FileSource, PushSource, StreamFeatureView, ValueType
 from feast.types import Array, FeastType, Float32, Int32, Int64, String
 
-from feast_embeddings.materialize.declare.parts import EncoderRef, Inputs, Serving, former_keywords
+from feast_embeddings.materialize.declare.arguments import EncoderRef, Inputs, Serving, former_keywords
 from feast_embeddings.materialize.declare.policy import Full, Policy, policy_to_json
 from feast_embeddings.materialize.declare.spec import is_embedding, spec_of
 from feast_embeddings.models import HistoryBatch, load_encoder, read_manifest

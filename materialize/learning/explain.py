@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from feast import FeatureStore
 
 from feast_embeddings.materialize.declare import (
@@ -18,7 +16,7 @@ from feast_embeddings.materialize.declare import (
     embedding_specs,
     entity_id_of,
 )
-from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, matrix_of
+from feast_embeddings.materialize.files.embedding_log import matrix_of
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.online import fills
 from feast_embeddings.materialize.online.stores import online_store_of
@@ -116,7 +114,7 @@ def explain_entity(
     spec = _spec(store, declared.join_key, entity, view)
     ids: Ids = np.array([found], object if spec.string_ids else np.int64)
     vectors = read_vectors(store, f"{spec.view}:embedding", ids)
-    rows = _log_rows(workspace.log(spec), found, vectors.space) if vectors.found[0] else None
+    rows = workspace.log(spec).served(found, vectors.space) if vectors.found[0] else None
     if rows is None or not rows.num_rows:
         raise TickError(
             f"{entity} {entity_id!r} has no vector in view {spec.view!r}: it has no behaviors, or no tick has met them "
@@ -180,18 +178,6 @@ def _history(
         as_of_us=as_of_us,
         item_dtype=contract.item_dtype,
     )
-
-
-def _log_rows(log: EmbeddingLog, entity_id: int | str, space: str) -> pa.Table:
-    """The entity's rows of a space, replays aside, one per tick, oldest first."""
-    wanted = pc.field(log.join_key) == entity_id
-    wanted &= (pc.field("space") == space) & ~pc.field("replayed")
-    parts = [pq.read_table(path, schema=log.schema, partitioning=None, filters=wanted) for path in log.files()]
-    rows = pa.concat_tables(parts) if parts else log.schema.empty_table()
-    rows = rows.sort_by([("tick", "ascending"), ("event_timestamp", "ascending")])
-    ticks = rows["tick"].to_numpy()
-    last = np.append(ticks[1:] != ticks[:-1], np.ones(min(len(ticks), 1), np.bool_))
-    return rows.filter(pa.array(last))
 
 
 def _change(rows: pa.Table) -> Change | None:

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from feast import Entity, FeatureStore, FileSource, RepoConfig
-from rich.console import Console
-from rich.table import Table
 
-from feast_embeddings.materialize.clock import iso, now_us
+from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.declare import (
     EmbeddingSpec,
     declared_entity,
@@ -94,20 +92,6 @@ def forget(store: FeatureStore, entity: str, entity_id: int | str) -> Receipt:
         streams = StreamLedger(workspace.ledger)
         streamed = [spec.view for spec in specs if streams.last_end_us(spec.view) is not None]
     return Receipt(entity, found, erased_us, removed, _left(store, declared, streamed))
-
-
-def print_receipt(receipt: Receipt, console: Console | None = None) -> None:
-    """Print what was removed where, and what is left to others."""
-    console = console or Console()
-    table = Table("place", "rows removed", title=f"Erased {receipt.entity} {receipt.entity_id}", title_justify="left")
-    for place, rows in receipt.removed.items():
-        table.add_row(place, f"{rows:,}")
-    console.print(table)
-    if not receipt.total:
-        console.print("Nothing was left of it here.")
-    console.print(f"Its behaviors up to {iso(receipt.erased_us)} are never applied again.")
-    for place in receipt.left:
-        console.print(f"Not changed: {place}", markup=False)
 
 
 def _erase_files(

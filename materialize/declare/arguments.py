@@ -1,4 +1,4 @@
-"""The parts of a declaration: what belongs together is said together. Their keywords stood one by one before."""
+"""The arguments of a declaration: what belongs together is said together. Their keywords stood one by one before."""
 
 from __future__ import annotations
 
