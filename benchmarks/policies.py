@@ -28,8 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize import Full, Hybrid, Incremental
-from feast_embeddings.materialize.learning.backtest import Backtest, Candidate, Questions
-from feast_embeddings.materialize.learning.frontier import COLUMNS, Frontier, draw
+from feast_embeddings.materialize.learning import COLUMNS, Backtest, Candidate, Frontier, Questions, draw
 from feast_embeddings.models import (
     BASELINES,
     Encoder,

@@ -35,11 +35,9 @@ from rich.table import Table
 
 from feast_embeddings.materialize.clock import simulated, us_of
 from feast_embeddings.materialize.declare import embedding_specs
-from feast_embeddings.materialize.demo.journey import write_journey
-from feast_embeddings.materialize.demo.replay import feast_apply, make_repo
-from feast_embeddings.materialize.demo.run import training_config
+from feast_embeddings.materialize.demo import feast_apply, make_repo, training_config, write_journey
 from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.learning.train import train_declared
+from feast_embeddings.materialize.learning import train_declared
 from feast_embeddings.models import AdversarialTraining, AutoEncoderConfig, AutoEncoderTraining, TrainingConfig
 from feast_embeddings.models.evaluation.bootstrap import Estimate, bootstrap
 from feast_embeddings.models.evaluation.ranking import Ragged, measures

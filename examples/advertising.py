@@ -69,6 +69,6 @@ bidding = FeatureService(name="bidding", features=[device_embedding, activity])
 campaigns = FeatureService(name="campaigns", features=[campaign_embedding])
 
 if __name__ == "__main__":
-    from feast_embeddings.materialize.demo.example import run_example
+    from feast_embeddings.materialize.demo import run_example
 
     run_example(__file__)

@@ -74,6 +74,6 @@ browsing = FeatureService(name="browsing", features=[session_embedding, activity
 candidates = FeatureService(name="candidates", features=[product_embedding])
 
 if __name__ == "__main__":
-    from feast_embeddings.materialize.demo.example import run_example
+    from feast_embeddings.materialize.demo import run_example
 
     run_example(__file__)

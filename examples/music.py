@@ -67,6 +67,6 @@ radio = FeatureService(name="radio", features=[listener_embedding, activity])
 tracks = FeatureService(name="tracks", features=[track_embedding])
 
 if __name__ == "__main__":
-    from feast_embeddings.materialize.demo.example import run_example
+    from feast_embeddings.materialize.demo import run_example
 
     run_example(__file__)

@@ -68,6 +68,6 @@ front_page = FeatureService(name="front_page", features=[reader_embedding, activ
 articles = FeatureService(name="articles", features=[article_embedding])
 
 if __name__ == "__main__":
-    from feast_embeddings.materialize.demo.example import run_example
+    from feast_embeddings.materialize.demo import run_example
 
     run_example(__file__)

@@ -65,6 +65,6 @@ watch_next = FeatureService(name="watch_next", features=[viewer_embedding, activ
 videos = FeatureService(name="videos", features=[video_embedding])
 
 if __name__ == "__main__":
-    from feast_embeddings.materialize.demo.example import run_example
+    from feast_embeddings.materialize.demo import run_example
 
     run_example(__file__)

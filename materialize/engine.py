@@ -27,7 +27,7 @@ from feast_embeddings.materialize.online.stores import embedding_store
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
 from feast_embeddings.materialize.ticks.activity import write_activity
 from feast_embeddings.materialize.ticks.runner import Outcome, Runner
-from feast_embeddings.materialize.upkeep.retire import retire
+from feast_embeddings.materialize.upkeep import retire
 from feast_embeddings.models.errors import FeastEmbeddingsError
 from feast_embeddings.transformations.views.tags import (
     ACTIVITY_KIND,

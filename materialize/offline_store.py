@@ -38,9 +38,17 @@ from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs,
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.embedding_log import ids_of
 from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.retrieval.recomputed import activity_at, history_at
-from feast_embeddings.materialize.retrieval.rows import ROW, Asked, EntityRows, ServedRetrievalJob, check_names
-from feast_embeddings.materialize.retrieval.served import served_space, served_vectors
+from feast_embeddings.materialize.retrieval import (
+    ROW,
+    Asked,
+    EntityRows,
+    ServedRetrievalJob,
+    activity_at,
+    check_names,
+    history_at,
+    served_space,
+    served_vectors,
+)
 from feast_embeddings.materialize.serving.plan import pinned_space, ttl_us
 from feast_embeddings.models import read_manifest
 from feast_embeddings.models.errors import DeclarationError

@@ -39,7 +39,7 @@ from feast_embeddings.models.errors import OnlineStoreError
 from feast_embeddings.transformations.views import tags
 
 if TYPE_CHECKING:
-    from feast_embeddings.materialize.upkeep.living_rows import LivingRows
+    from feast_embeddings.materialize.upkeep import LivingRows
 
 Row = tuple[datetime | None, dict[str, ValueProto] | None]
 WriteRow = tuple[EntityKeyProto, dict[str, ValueProto], datetime, datetime | None]
@@ -283,7 +283,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
     def _living(self, config: RepoConfig, table: FeatureView, data: list[WriteRow]) -> list[WriteRow]:
         if (table.tags or {}).get(tags.KIND) != tags.BEHAVIORS_KIND:
             return data
-        from feast_embeddings.materialize.upkeep.living_rows import LivingRows
+        from feast_embeddings.materialize.upkeep import LivingRows
 
         if self._rows is None or self._rows.config is not config:
             self._rows = LivingRows(config)

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize.clock import iso
-from feast_embeddings.materialize.upkeep.erase import Receipt
+from feast_embeddings.materialize.upkeep import Receipt
 
 
 def print_receipt(receipt: Receipt, console: Console | None = None) -> None:

@@ -27,8 +27,7 @@ from feast_embeddings.materialize.demo.raw_table import write_raw_table
 from feast_embeddings.materialize.demo.replay import feast_apply
 from feast_embeddings.materialize.demo.scaffold import write_repo
 from feast_embeddings.materialize.demo.shop import EVENTS, shop_table
-from feast_embeddings.materialize.learning.explain import EntityExplanation, explain_entity
-from feast_embeddings.materialize.learning.train import train_declared
+from feast_embeddings.materialize.learning import EntityExplanation, explain_entity, train_declared
 from feast_embeddings.models import SequenceConfig, TrainingConfig
 from feast_embeddings.models.encoder.batch import Ids
 from feast_embeddings.models.errors import DeclarationError

@@ -25,7 +25,7 @@ from feast_embeddings.materialize.ledger.follows import UnseenLedger, UserTick
 from feast_embeddings.materialize.ledger.offsets import StreamTick
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.ledger.tombstones import NEVER, Tombstones
-from feast_embeddings.materialize.retrieval.served import served_vectors
+from feast_embeddings.materialize.retrieval import served_vectors
 from feast_embeddings.materialize.stream.payloads import raw_schema
 from feast_embeddings.materialize.ticks.batch import Ticks
 from feast_embeddings.materialize.ticks.milestones import reached

@@ -23,7 +23,7 @@ from feast_embeddings.materialize.ledger.tombstones import Tombstones
 from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online.manifest import Manifest
 from feast_embeddings.materialize.online.stores import online_store_of
-from feast_embeddings.materialize.retrieval.recomputed import histories_left
+from feast_embeddings.materialize.retrieval import histories_left
 from feast_embeddings.materialize.stream.judge import histories_left_by_stream
 from feast_embeddings.materialize.ticks.cutover import manifest_of
 from feast_embeddings.materialize.ticks.milestones import reached

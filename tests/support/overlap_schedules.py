@@ -29,7 +29,7 @@ from repo_fixture import (
 )
 
 from feast_embeddings.materialize.files.embedding_log import matrix_of
-from feast_embeddings.materialize.retrieval.served import served_vectors
+from feast_embeddings.materialize.retrieval import served_vectors
 from feast_embeddings.materialize.ticks import runner
 from feast_embeddings.materialize.ticks.milestones import listening
 from feast_embeddings.models.errors import LeaseError

@@ -28,7 +28,7 @@ from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.serving.vectors import Vectors, read_vectors
 from feast_embeddings.materialize.ticks.milestones import listening
 from feast_embeddings.materialize.ticks.runner import Outcome, Runner
-from feast_embeddings.materialize.upkeep.retire import retire
+from feast_embeddings.materialize.upkeep import retire
 from feast_embeddings.models import HistoryBatch, ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
 from feast_embeddings.models.encoder.batch import Ids
 from feast_embeddings.transformations import Behaviors

@@ -14,7 +14,7 @@ from feast_embeddings.materialize import nearest
 from feast_embeddings.materialize.declare.storage import STORAGES, as_stored, holds
 from feast_embeddings.materialize.online import keys, wire
 from feast_embeddings.materialize.serving.vectors import read_vectors
-from feast_embeddings.materialize.upkeep.restore import restore
+from feast_embeddings.materialize.upkeep import restore
 from feast_embeddings.models.errors import DeclarationError, OnlineStoreError, SpaceError
 
 BYTES = {"float16": 1 + 2 * DIM, "int8": 1 + 4 + DIM}

@@ -17,7 +17,7 @@ from feast_embeddings.materialize.files.compaction import Compacted, Compaction
 from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.stream.recompute import replay_stream
 from feast_embeddings.materialize.stream.sharing import paused
-from feast_embeddings.materialize.upkeep.erase import forget
+from feast_embeddings.materialize.upkeep import forget
 
 pytestmark = pytest.mark.filterwarnings("ignore:Stream feature views are experimental:RuntimeWarning")
 TICKS = 12

@@ -24,7 +24,7 @@ from feast_embeddings.materialize.stream.redis_streams import stream_key
 from feast_embeddings.materialize.stream.sharing import lanes_held, paused
 from feast_embeddings.materialize.stream.source import Source
 from feast_embeddings.materialize.stream.worker import StreamOptions, StreamWorker
-from feast_embeddings.materialize.upkeep.erase import forget
+from feast_embeddings.materialize.upkeep import forget
 from feast_embeddings.models.errors import DeclarationError, LeaseError
 from feast_embeddings.transformations import Histories
 

@@ -29,7 +29,7 @@ from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.ledger.leases import held, refresh_resource, view_resource
 from feast_embeddings.materialize.ticks import runner
 from feast_embeddings.materialize.ticks.milestones import CATCH_UP, TICK, listening
-from feast_embeddings.materialize.upkeep.restore import restore
+from feast_embeddings.materialize.upkeep import restore
 from feast_embeddings.models.errors import LeaseError
 
 CREATED = 'created_time="created"'

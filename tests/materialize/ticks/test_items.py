@@ -14,8 +14,7 @@ from unseen_fixture import NEW, OTHER, PLAIN, both, came, following, placed, rea
 
 from feast_embeddings.materialize.serving.nearest import nearest
 from feast_embeddings.materialize.ticks.milestones import ITEM_TICK
-from feast_embeddings.materialize.upkeep.erase import forget
-from feast_embeddings.materialize.upkeep.restore import restore
+from feast_embeddings.materialize.upkeep import forget, restore
 from feast_embeddings.models.errors import DeclarationError
 
 STRANGER = 77

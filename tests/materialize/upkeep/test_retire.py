@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from repo_fixture import MakeRepo, SmallRepo, StoppedError, at, day, stopping_at
-from rich.console import Console
 from ticks_fixture import started
 from typer.testing import CliRunner
 
-from feast_embeddings.materialize.cli import main
-from feast_embeddings.materialize.cli.status import print_status
+from feast_embeddings.materialize.cli import app
 from feast_embeddings.materialize.ledger.leases import held
 from feast_embeddings.materialize.ledger.retirements import Retirements
 from feast_embeddings.materialize.online.stores import online_store_of
@@ -142,18 +140,16 @@ def test_the_seconds_are_bounded_and_the_rest_is_taken_up(retired: SmallRepo) ->
 
 
 def test_a_job_of_the_engine_takes_it_up_and_status_and_the_command_tell(retired: SmallRepo) -> None:
-    console = Console(width=200, record=True)
     with stopping_at("retiring", 4), pytest.raises(StoppedError):
         _retire(retired)
-    print_status(retired.workspace, retired.store, console)
-    shown = console.export_text()
+    shown = CliRunner().invoke(app, ["status", "--repo", str(retired.folder)], env={"COLUMNS": "200"}).output
     assert "retiring, " in shown
     assert "% removed" in shown
     with at(day(5)):
         retired.incremental(day(5), ["item_embedding"])
     assert [fill.state for fill in retired.fills()] == ["removed", "retained", "live"]
     name = retired_again(retired)
-    done = CliRunner().invoke(main.app, ["retire", "--repo", str(retired.folder)])
+    done = CliRunner().invoke(app, ["retire", "--repo", str(retired.folder)])
     assert done.exit_code == 0, done.output
     assert f"Removed 1 retired fill(s): {name}" in done.output
 
