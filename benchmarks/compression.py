@@ -30,7 +30,7 @@ from quality_ml1m import CONFIG, leave_last_out, machine, read_sequences
 from rich.console import Console
 from rich.table import Table
 
-from feast_embeddings.materialize.declare.storage import Storage, as_stored, packed
+from feast_embeddings.materialize.declare import Storage, as_stored, packed
 from feast_embeddings.models import (
     Encoder,
     HistoryBatch,

@@ -57,11 +57,10 @@ def run_one(folder: str, number: int, kills: bool) -> tuple[str, Counter[str], s
     from fault_schedules import POLICIES, Schedule, World, small_chunks
     from overlap_schedules import ENDS, OverlapSchedule, OverlapWorld
     from overlap_schedules import POLICIES as TICKING
-    from repo_fixture import retiring_at_once
     from stream_overlap_schedules import CASES, StreamOverlapSchedule, StreamOverlapWorld
 
     kind: Any
-    with warnings.catch_warnings(), small_chunks(), retiring_at_once(), _silence():
+    with warnings.catch_warnings(), small_chunks(), _silence():
         warnings.simplefilter("ignore")
         nth = number // 3
         if number % 3 == 1:

@@ -10,7 +10,7 @@ import numpy as np
 from online_sides import FEATURE_REF, Ours, Server
 
 from feast_embeddings.materialize import read_vectors
-from feast_embeddings.materialize.declare.storage import STORAGES
+from feast_embeddings.materialize.declare import STORAGES
 
 SAMPLED_KEYS = 1000
 

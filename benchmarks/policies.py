@@ -28,8 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize import Full, Hybrid, Incremental
-from feast_embeddings.materialize.learning.backtest import Backtest, Candidate, Questions
-from feast_embeddings.materialize.learning.frontier import Frontier, draw
+from feast_embeddings.materialize.learning import COLUMNS, Backtest, Candidate, Frontier, Questions, draw
 from feast_embeddings.models import (
     BASELINES,
     Encoder,
@@ -339,7 +338,10 @@ def run_policies(behaviors: Behaviors, encoder: Encoder, options: argparse.Names
     end = TRAIN_END_US + round(options.replay_days * DAY_US)
     weighed, evaluation, names = frontier(world, end, options.resamples, options.baselines)
     show_methods(console, evaluation, names)
-    console.print(weighed.table())
+    table = Table(*COLUMNS)
+    for row in weighed.rows():
+        table.add_row(*row)
+    console.print(table)
     cheapest = weighed.recommended(min_quality=0.995)
     console.print(f"At least 99.5 % of {REFERENCE!r}, cheapest: policy={cheapest.declaration}")
     draw(options.plots / "policies.png", weighed, "News clicks: quality against encode cost")

@@ -34,12 +34,10 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize.clock import simulated, us_of
-from feast_embeddings.materialize.demo.journey import write_journey
-from feast_embeddings.materialize.demo.replay import feast_apply, make_repo
-from feast_embeddings.materialize.demo.run import training_config
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
-from feast_embeddings.materialize.learning.train import train_declared
+from feast_embeddings.materialize.declare import embedding_specs
+from feast_embeddings.materialize.demo import feast_apply, make_repo, training_config, write_journey
+from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.learning import train_declared
 from feast_embeddings.models import AdversarialTraining, AutoEncoderConfig, AutoEncoderTraining, TrainingConfig
 from feast_embeddings.models.evaluation import Estimate, Ragged, bootstrap, measures
 from feast_embeddings.transformations import Behaviors
@@ -232,7 +230,7 @@ def _log() -> Behaviors:
     store = FeatureStore(".")
     spec = next(spec for spec in embedding_specs(store.registry, store.project) if spec.tower == "user")
     workspace = Workspace.of(store.config)
-    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
+    log = workspace.behavior_log(store.registry, store.project, spec)
     return log.until(us_of(SERVE) + WEEK_US, us_of(SERVE) + WEEK_US)
 
 

@@ -40,7 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.demo.scaffold import write_repo
+from feast_embeddings.materialize.demo import write_repo
 from feast_embeddings.materialize.serving import REQUEST_METRICS, warm_up
 from feast_embeddings.models import ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
 

@@ -54,7 +54,14 @@ def declared(folder: Path, port: int) -> Any:
     """A feature repo on the clicks, applied and live."""
     from feast import Entity, FeatureStore, ValueType
 
-    from feast_embeddings.materialize import Incremental, embedding_view, history_view, item_embedding_view
+    from feast_embeddings.materialize import (
+        EncoderRef,
+        Incremental,
+        Inputs,
+        embedding_view,
+        history_view,
+        item_embedding_view,
+    )
     from feast_embeddings.transformations import BehaviorContract, BehaviorType, behavior_source, behaviors_view
 
     (folder / "feature_store.yaml").write_text(_YAML.format(online=_OURS, connection=f"redis://127.0.0.1:{port}/0"))
@@ -67,10 +74,14 @@ def declared(folder: Path, port: int) -> Any:
     source = behavior_source("clicks", path="data/behaviors", contract=contract)
     behaviors = behaviors_view("behaviors", entity=user, source=source, contract=contract)
     history = history_view("history", entity=user, behaviors=behaviors)
+    encoder = EncoderRef("main", dim=64)
     users = embedding_view(
-        "user_embedding", entity=user, behaviors=behaviors, history=history, encoder="main", dim=64,
+        "user_embedding",
+        entity=user,
+        inputs=Inputs(behaviors, history),
+        encoder=encoder,
         policy=Incremental(every="1d"),
-    )  # fmt: skip
+    )
     store = FeatureStore(".")
     store.apply(
         [
@@ -79,7 +90,7 @@ def declared(folder: Path, port: int) -> Any:
             behaviors,
             history,
             users,
-            item_embedding_view("item_embedding", entity=item, encoder="main", dim=64),
+            item_embedding_view("item_embedding", entity=item, encoder=encoder),
         ]
     )
     now = datetime.now(UTC)

@@ -11,7 +11,15 @@ from datetime import timedelta
 
 from feast import Entity, FeatureService, ValueType
 
-from feast_embeddings.materialize import Hybrid, embedding_view, history_view, item_embedding_view
+from feast_embeddings.materialize import (
+    EncoderRef,
+    Hybrid,
+    Inputs,
+    Serving,
+    embedding_view,
+    history_view,
+    item_embedding_view,
+)
 from feast_embeddings.transformations import (
     BehaviorContract,
     BehaviorType,
@@ -46,22 +54,21 @@ behaviors = behaviors_view("behaviors", entity=device, source=log, contract=cont
 activity = activity_view("activity", entity=device, behaviors=behaviors, windows=("1h", "1d", "7d"))
 history = history_view("history", entity=device, behaviors=behaviors)
 
+encoder = EncoderRef("ads", dim=32)
 device_embedding = embedding_view(
     "device_embedding",
     entity=device,
-    behaviors=behaviors,
-    history=history,
-    encoder="ads",
-    dim=32,
+    inputs=Inputs(behaviors, history),
+    encoder=encoder,
     policy=Hybrid(every="6h", half_life="3d", full_every="7d"),
-    ttl=timedelta(days=14),
+    serve=Serving(ttl=timedelta(days=14)),
 )
-campaign_embedding = item_embedding_view("campaign_embedding", entity=campaign, encoder="ads", dim=32)
+campaign_embedding = item_embedding_view("campaign_embedding", entity=campaign, encoder=encoder)
 
 bidding = FeatureService(name="bidding", features=[device_embedding, activity])
 campaigns = FeatureService(name="campaigns", features=[campaign_embedding])
 
 if __name__ == "__main__":
-    from feast_embeddings.materialize.demo.example import run_example
+    from feast_embeddings.materialize.demo import run_example
 
     run_example(__file__)

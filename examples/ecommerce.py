@@ -10,7 +10,15 @@ from datetime import timedelta
 
 from feast import Entity, FeatureService, ValueType
 
-from feast_embeddings.materialize import Hybrid, embedding_view, history_view, item_embedding_view
+from feast_embeddings.materialize import (
+    EncoderRef,
+    Hybrid,
+    Inputs,
+    Serving,
+    embedding_view,
+    history_view,
+    item_embedding_view,
+)
 from feast_embeddings.transformations import (
     BehaviorContract,
     BehaviorType,
@@ -47,17 +55,16 @@ behaviors = behaviors_view("behaviors", entity=customer, source=log, contract=co
 activity = activity_view("activity", entity=customer, behaviors=behaviors, windows=("1d", "7d", "28d"))
 history = history_view("history", entity=customer, behaviors=behaviors)
 
+encoder = EncoderRef("shop", dim=64)
 customer_embedding = embedding_view(
     "customer_embedding",
     entity=customer,
-    behaviors=behaviors,
-    history=history,
-    encoder="shop",
-    dim=64,
+    inputs=Inputs(behaviors, history),
+    encoder=encoder,
     policy=Hybrid(every="1d", half_life="14d", full_every="28d"),
-    ttl=timedelta(days=365),
+    serve=Serving(ttl=timedelta(days=365)),
 )
-product_embedding = item_embedding_view("product_embedding", entity=product, encoder="shop", dim=64)
+product_embedding = item_embedding_view("product_embedding", entity=product, encoder=encoder)
 session_embedding = session_embedding_view(
     "session_embedding", history=history, behaviors=behaviors, embedding=customer_embedding
 )
@@ -67,6 +74,6 @@ browsing = FeatureService(name="browsing", features=[session_embedding, activity
 candidates = FeatureService(name="candidates", features=[product_embedding])
 
 if __name__ == "__main__":
-    from feast_embeddings.materialize.demo.example import run_example
+    from feast_embeddings.materialize.demo import run_example
 
     run_example(__file__)

@@ -10,7 +10,15 @@ from datetime import timedelta
 
 from feast import Entity, FeatureService, ValueType
 
-from feast_embeddings.materialize import Incremental, embedding_view, history_view, item_embedding_view
+from feast_embeddings.materialize import (
+    EncoderRef,
+    Incremental,
+    Inputs,
+    Serving,
+    embedding_view,
+    history_view,
+    item_embedding_view,
+)
 from feast_embeddings.transformations import (
     BehaviorContract,
     BehaviorType,
@@ -44,22 +52,21 @@ behaviors = behaviors_view("behaviors", entity=listener, source=log, contract=co
 activity = activity_view("activity", entity=listener, behaviors=behaviors, windows=("7d", "28d"))
 history = history_view("history", entity=listener, behaviors=behaviors)
 
+encoder = EncoderRef("music", dim=64)
 listener_embedding = embedding_view(
     "listener_embedding",
     entity=listener,
-    behaviors=behaviors,
-    history=history,
-    encoder="music",
-    dim=64,
+    inputs=Inputs(behaviors, history),
+    encoder=encoder,
     policy=Incremental(every="7d", half_life="30d", context="new"),
-    ttl=timedelta(days=730),
+    serve=Serving(ttl=timedelta(days=730)),
 )
-track_embedding = item_embedding_view("track_embedding", entity=track, encoder="music", dim=64)
+track_embedding = item_embedding_view("track_embedding", entity=track, encoder=encoder)
 
 radio = FeatureService(name="radio", features=[listener_embedding, activity])
 tracks = FeatureService(name="tracks", features=[track_embedding])
 
 if __name__ == "__main__":
-    from feast_embeddings.materialize.demo.example import run_example
+    from feast_embeddings.materialize.demo import run_example
 
     run_example(__file__)

@@ -10,7 +10,15 @@ from datetime import timedelta
 
 from feast import Entity, FeatureService, ValueType
 
-from feast_embeddings.materialize import Incremental, embedding_view, history_view, item_embedding_view
+from feast_embeddings.materialize import (
+    EncoderRef,
+    Incremental,
+    Inputs,
+    Serving,
+    embedding_view,
+    history_view,
+    item_embedding_view,
+)
 from feast_embeddings.transformations import (
     BehaviorContract,
     BehaviorType,
@@ -45,22 +53,21 @@ behaviors = behaviors_view("behaviors", entity=reader, source=log, contract=cont
 activity = activity_view("activity", entity=reader, behaviors=behaviors, windows=("1h", "1d"))
 history = history_view("history", entity=reader, behaviors=behaviors)
 
+encoder = EncoderRef("news", dim=32)
 reader_embedding = embedding_view(
     "reader_embedding",
     entity=reader,
-    behaviors=behaviors,
-    history=history,
-    encoder="news",
-    dim=32,
+    inputs=Inputs(behaviors, history),
+    encoder=encoder,
     policy=Incremental(every="15m", alpha=0.0),
-    ttl=timedelta(days=30),
+    serve=Serving(ttl=timedelta(days=30)),
 )
-article_embedding = item_embedding_view("article_embedding", entity=article, encoder="news", dim=32)
+article_embedding = item_embedding_view("article_embedding", entity=article, encoder=encoder)
 
 front_page = FeatureService(name="front_page", features=[reader_embedding, activity])
 articles = FeatureService(name="articles", features=[article_embedding])
 
 if __name__ == "__main__":
-    from feast_embeddings.materialize.demo.example import run_example
+    from feast_embeddings.materialize.demo import run_example
 
     run_example(__file__)

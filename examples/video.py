@@ -10,7 +10,15 @@ from datetime import timedelta
 
 from feast import Entity, FeatureService, ValueType
 
-from feast_embeddings.materialize import Full, embedding_view, history_view, item_embedding_view
+from feast_embeddings.materialize import (
+    EncoderRef,
+    Full,
+    Inputs,
+    Serving,
+    embedding_view,
+    history_view,
+    item_embedding_view,
+)
 from feast_embeddings.transformations import (
     BehaviorContract,
     BehaviorType,
@@ -42,22 +50,21 @@ behaviors = behaviors_view("behaviors", entity=viewer, source=log, contract=cont
 activity = activity_view("activity", entity=viewer, behaviors=behaviors, windows=("1d", "7d"))
 history = history_view("history", entity=viewer, behaviors=behaviors)
 
+encoder = EncoderRef("videos", dim=64)
 viewer_embedding = embedding_view(
     "viewer_embedding",
     entity=viewer,
-    behaviors=behaviors,
-    history=history,
-    encoder="videos",
-    dim=64,
+    inputs=Inputs(behaviors, history),
+    encoder=encoder,
     policy=Full(every="1d"),
-    ttl=timedelta(days=90),
+    serve=Serving(ttl=timedelta(days=90)),
 )
-video_embedding = item_embedding_view("video_embedding", entity=video, encoder="videos", dim=64)
+video_embedding = item_embedding_view("video_embedding", entity=video, encoder=encoder)
 
 watch_next = FeatureService(name="watch_next", features=[viewer_embedding, activity, history])
 videos = FeatureService(name="videos", features=[video_embedding])
 
 if __name__ == "__main__":
-    from feast_embeddings.materialize.demo.example import run_example
+    from feast_embeddings.materialize.demo import run_example
 
     run_example(__file__)

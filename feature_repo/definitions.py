@@ -4,7 +4,15 @@ from datetime import timedelta
 
 from feast import Entity, FeatureService, ValueType
 
-from feast_embeddings.materialize import Hybrid, embedding_view, history_view, item_embedding_view
+from feast_embeddings.materialize import (
+    EncoderRef,
+    Hybrid,
+    Inputs,
+    Serving,
+    embedding_view,
+    history_view,
+    item_embedding_view,
+)
 from feast_embeddings.transformations import (
     BehaviorContract,
     BehaviorType,
@@ -50,17 +58,16 @@ activity = activity_view("activity", entity=user, behaviors=behaviors, windows=(
 history = history_view("history", entity=user, behaviors=behaviors)
 
 # Both towers of one encoder: they share a space, and are cut over together.
+encoder = EncoderRef("main", dim=64)
 user_embedding = embedding_view(
     "user_embedding",
     entity=user,
-    behaviors=behaviors,
-    history=history,
-    encoder="main",
-    dim=64,
+    inputs=Inputs(behaviors, history),
+    encoder=encoder,
     policy=POLICY,
-    ttl=timedelta(days=365),
+    serve=Serving(ttl=timedelta(days=365)),
 )
-item_embedding = item_embedding_view("item_embedding", entity=item, encoder="main", dim=64)
+item_embedding = item_embedding_view("item_embedding", entity=item, encoder=encoder)
 
 # What a user does right now, together with what is stored: one vector, encoded while the request waits.
 session_embedding = session_embedding_view(

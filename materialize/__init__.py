@@ -1,7 +1,14 @@
 """Policies, ticks, ledger, logs, engine, and the online and offline stores."""
 
-from feast_embeddings.materialize.declare.policy import Full, Hybrid, Incremental
-from feast_embeddings.materialize.declare.views import (
+import sys
+
+from feast_embeddings.materialize.declare import (
+    EncoderRef,
+    Full,
+    Hybrid,
+    Incremental,
+    Inputs,
+    Serving,
     embed_behaviors,
     embedding_view,
     history_view,
@@ -11,10 +18,13 @@ from feast_embeddings.materialize.declare.views import (
 from feast_embeddings.materialize.serving import Neighbors, Vectors, nearest, read_vectors, search
 
 __all__ = [
+    "EncoderRef",
     "Full",
     "Hybrid",
     "Incremental",
+    "Inputs",
     "Neighbors",
+    "Serving",
     "Vectors",
     "embed_behaviors",
     "embedding_view",
@@ -26,8 +36,5 @@ __all__ = [
     "search",
 ]
 
-import sys
-
-from feast_embeddings.materialize.declare import views
-
-sys.modules.setdefault("feast_embeddings.materialize.views", views)
+# What earlier builds applied names `embed_behaviors` by this module; gone with version 0.2.
+sys.modules[f"{__name__}.views"] = sys.modules[__name__]

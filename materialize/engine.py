@@ -8,24 +8,30 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Final, Literal
 
-import typer
+import pyarrow as pa
 from feast import Entity, FeatureView, OnDemandFeatureView
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
+from feast.utils import _convert_arrow_to_proto
 
 from feast_embeddings.materialize.clock import us_of
-from feast_embeddings.materialize.declare.views import STATE, is_embedding, spec_of
+from feast_embeddings.materialize.declare import STATE, is_embedding, spec_of
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.ticks.activity import write_activity
 from feast_embeddings.materialize.ticks.runner import Outcome, Runner
-from feast_embeddings.materialize.upkeep.retire import retire_in_background
+from feast_embeddings.materialize.upkeep import retire
+from feast_embeddings.models.errors import FeastEmbeddingsError
 from feast_embeddings.transformations.views import ACTIVITY_KIND, BEHAVIORS_KIND, EMBEDDING_KIND, HISTORY_KIND, KIND
+
+RETIRE_S: Final = 20.0
+"""How long a job goes on removing retired fills: a million keys of Redis. The next job takes it up there."""
 
 
 class EmbeddingEngineConfig(FeastConfigBaseModel):
@@ -102,13 +108,20 @@ class EmbeddingEngine(LocalComputeEngine):
             if kind == EMBEDDING_KIND:
                 self._embed(registry, task)
             elif kind == ACTIVITY_KIND:
-                rows = write_activity(self.workspace, self.online_store, self.repo_config, registry, task)
-                typer.echo(f"{task.feature_view.name}: {rows:,} rows as of {task.end_time:%Y-%m-%d %H:%M:%S}")
+                rows = write_activity(self.workspace, registry, task, partial(self._write, task.feature_view))
+                print(f"{task.feature_view.name}: {rows:,} rows as of {task.end_time:%Y-%m-%d %H:%M:%S}")
             else:
-                typer.echo(f"{task.feature_view.name}: written by the ticks of its embedding view")
+                print(f"{task.feature_view.name}: written by the ticks of its embedding view")
         except Exception as error:
             return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.SUCCEEDED)
+
+    def _write(self, view: FeatureView, rows: pa.Table) -> None:
+        """Feast's own online write of rows that the package computed."""
+        # Feast's public ways from a table to its protos are methods of a store or a provider; an engine has neither.
+        key_types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
+        protos = _convert_arrow_to_proto(rows, view, key_types)
+        self.online_store.online_write_batch(self.repo_config, view, protos, None)
 
     def _embed(self, registry: BaseRegistry, task: MaterializationTask) -> None:
         spec = spec_of(task.feature_view)
@@ -117,10 +130,17 @@ class EmbeddingEngine(LocalComputeEngine):
         if _is_incremental(task):
             outcome = runner.run_due(us_of(task.end_time))
         else:
-            typer.echo(f"{spec.view}: a full refresh as of the end; the start is not used")
+            print(f"{spec.view}: a full refresh as of the end; the start is not used")
             outcome = runner.refresh(us_of(task.end_time))
         _report(spec.view, outcome)
-        retire_in_background(self.workspace, server, registry)
+        self._retire(server, registry)
+
+    def _retire(self, server: OnlineServer, registry: BaseRegistry) -> None:
+        """Go on with the removal of retired fills; the job is done, and what hinders it is left to the next one."""
+        try:
+            retire(self.workspace, server, registry, seconds=RETIRE_S)
+        except FeastEmbeddingsError as error:
+            print(f"retired fills are left to a later job: {error}")
 
 
 def _from_the_table(task: MaterializationTask) -> MaterializationTask:
@@ -144,8 +164,6 @@ def _is_incremental(task: MaterializationTask) -> bool:
 
 def _report(view: str, outcome: Outcome) -> None:
     if outcome.units:
-        typer.echo(
-            f"{view}: {outcome.units} unit(s) of work, {outcome.encoded:,} encoded, {outcome.rows:,} rows written"
-        )
+        print(f"{view}: {outcome.units} unit(s) of work, {outcome.encoded:,} encoded, {outcome.rows:,} rows written")
     for notice in outcome.notices:
-        typer.echo(f"{view}: {notice}")
+        print(f"{view}: {notice}")

@@ -21,6 +21,8 @@ import pyarrow as pa
 from feast import FeatureView, OnDemandFeatureView, RepoConfig
 from feast.data_source import DataSource
 from feast.infra.offline_stores import ibis as stock
+
+# What Feast's DuckDB store itself gives to the functions of its ibis module; nothing public reads or writes a source.
 from feast.infra.offline_stores.duckdb import (
     DuckDBOfflineStore,
     DuckDBOfflineStoreConfig,
@@ -32,14 +34,22 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.saved_dataset import SavedDatasetStorage
 
+from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs, spec_of
 from feast_embeddings.materialize.declare.kinds import pinned_space, ttl_us
-from feast_embeddings.materialize.declare.views import EmbeddingSpec, spec_of
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.embedding_log import ids_of
-from feast_embeddings.materialize.files.workspace import Workspace, embedding_specs
-from feast_embeddings.materialize.retrieval.recomputed import activity_at, history_at
-from feast_embeddings.materialize.retrieval.rows import ROW, Asked, EntityRows, ServedRetrievalJob, check_names
-from feast_embeddings.materialize.retrieval.served import served_space, served_vectors
+from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.retrieval import (
+    ROW,
+    Asked,
+    EntityRows,
+    ServedRetrievalJob,
+    activity_at,
+    check_names,
+    history_at,
+    served_space,
+    served_vectors,
+)
 from feast_embeddings.models import read_manifest
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations import activity_spec_of
@@ -114,7 +124,7 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):
         compute = [partial(_read, each, rows, config, registry, project) for each in ours]
         if ordinary or any(view.mode == "substrait" for view in on_demand):
             by_created = filter_by_created_timestamp
-            job = _stock_job(rows, ordinary, feature_refs, config, registry, project, full_feature_names, by_created)
+            job = _stock_job(rows, ordinary, feature_refs, config, registry, full_feature_names, by_created)
             compute.insert(0, partial(_stock_columns, job, rows))
         return ServedRetrievalJob(
             rows,
@@ -253,8 +263,8 @@ def _behaviors_of(view: FeatureView, config: RepoConfig, registry: BaseRegistry,
 def _contexts(workspace: Workspace, spec: EmbeddingSpec) -> dict[str, int]:
     """Fill → how many behaviors of a history its encoder reads."""
     fills = workspace.ledger.fills(view=spec.view)
-    encoders = workspace.state / "encoders"
-    contexts = {space: read_manifest(encoders / space).context for space in {fill.space for fill in fills}}
+    spaces = {fill.space for fill in fills}
+    contexts = {space: read_manifest(workspace.paths.encoder(space)).context for space in spaces}
     return {fill.fill: contexts[fill.space] for fill in fills}
 
 
@@ -286,7 +296,6 @@ def _stock_job(
     feature_refs: list[str],
     config: RepoConfig,
     registry: BaseRegistry,
-    project: str,
     full_feature_names: bool,
     filter_by_created_timestamp: bool,
 ) -> RetrievalJob:
@@ -295,7 +304,7 @@ def _stock_job(
         feature_views=views,
         feature_refs=feature_refs,
         registry=registry,
-        project=project,
+        project=config.project,
         full_feature_names=full_feature_names,
         filter_by_created_timestamp=filter_by_created_timestamp,
         **_stock_options(config),

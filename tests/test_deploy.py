@@ -14,7 +14,7 @@ from feast.cli.cli import cli as feast_cli
 from prometheus_client import Metric
 from typer.main import get_command
 
-from feast_embeddings.materialize.cli.main import app
+from feast_embeddings.materialize.cli import app
 from feast_embeddings.materialize.serving import REQUEST_METRICS
 from feast_embeddings.materialize.stream.metrics import COUNTERS, FRESHNESS, GAUGES
 

@@ -16,9 +16,9 @@ from typer.main import get_command
 
 import feast_embeddings.materialize as materialize_names
 import feast_embeddings.transformations as transformations_names
-from feast_embeddings.materialize.cli.main import app
-from feast_embeddings.materialize.declare.views import spec_of
-from feast_embeddings.materialize.demo.scaffold import write_repo
+from feast_embeddings.materialize.cli import app
+from feast_embeddings.materialize.declare import spec_of
+from feast_embeddings.materialize.demo import write_repo
 from feast_embeddings.transformations.views import session_spec_of
 
 ROOT = Path(__file__).parents[1]

@@ -1,85 +1,81 @@
-"""``feast-embeddings evaluate``: tables, JSON and pictures of what :mod:`~.evaluate_job` finds."""
+"""``feast-embeddings evaluate``: tables, JSON and a picture."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from feast import FeatureStore
 from rich.console import Console
 from rich.table import Table
 
+from feast_embeddings.materialize.cli.repo import Repo, opened
 from feast_embeddings.materialize.clock import iso, us_of
-from feast_embeddings.materialize.learning.evaluate import (
+from feast_embeddings.materialize.learning import (
+    COLUMNS,
+    Frontier,
+    Point,
     Question,
     asked,
     baselines_above,
+    draw,
     evaluate_encoder,
     evaluate_policies,
 )
-from feast_embeddings.materialize.learning.frontier import Frontier, Point, draw
 from feast_embeddings.models.evaluation import Evaluation
 
-Store = Callable[[Path], FeatureStore]
 
-
-def register(app: typer.Typer, store_of: Store) -> None:
-    """Add the command to the command line; ``store_of`` opens a repo and moves into its folder."""
-
-    @app.command()
-    def evaluate(
-        repo: Annotated[Path, typer.Option("--repo", "-C", help="The feature repo's folder.")] = Path(),
-        encoder: Annotated[str | None, typer.Option(help="Name of the encoder, where several are declared.")] = None,
-        at: Annotated[
-            datetime | None, typer.Option(help="Split, UTC; default: nine tenths of the behaviors lie before.")
-        ] = None,
-        until: Annotated[datetime | None, typer.Option(help="End of the log that is looked at, UTC.")] = None,
-        sample: Annotated[int, typer.Option(help="At most so many questions.")] = 2000,
-        k: Annotated[int, typer.Option("-k", help="Cut-off of the measures.")] = 10,
-        filter_seen: Annotated[bool, typer.Option(help="Take a user's earlier items out of the ranking.")] = False,
-        policies: Annotated[bool, typer.Option("--policies", help="Replay update policies instead.")] = False,
-        max_cost: Annotated[
-            float | None, typer.Option(help="Recommend within this share of the reference's encode cost.")
-        ] = None,
-        min_quality: Annotated[
-            float | None, typer.Option(help="Recommend from this share of the reference's quality on.")
-        ] = None,
-        plot: Annotated[Path | None, typer.Option(help="Draw the frontier into this file; needs matplotlib.")] = None,
-        as_json: Annotated[Path | None, typer.Option("--json", help="Write every figure into this file.")] = None,
-        resamples: Annotated[int, typer.Option(help="Of the bootstrap over users.")] = 1000,
-    ) -> None:
-        """Measure the declared encoder beside every baseline, or the policies that could serve it; trains nothing."""
-        as_json, plot = (None if path is None else path.absolute() for path in (as_json, plot))
-        question = asked(
-            store_of(repo),
-            encoder=encoder,
-            at_us=None if at is None else us_of(at),
-            until_us=None if until is None else us_of(until),
-            sample=sample,
-            filter_seen=filter_seen,
-        )
-        console = Console()
-        _introduce(console, question)
-        if not policies:
-            found = evaluate_encoder(question, ks=(k,), resamples=resamples)
-            _show(console, question, found, k)
-            _write(as_json, question, found.to_json())
-            return
-        frontier = evaluate_policies(question, measure=f"ndcg@{k}", resamples=resamples)
-        console.print(frontier.table())
-        bounds = {"max_cost": max_cost, "min_quality": min_quality}
-        if max_cost is None and min_quality is None:
-            bounds["min_quality"] = 0.995
-        chosen = frontier.recommended(**bounds)
-        _recommend(console, frontier, chosen, bounds)
-        if plot is not None:
-            draw(plot, frontier, f"{question.spec.view}: quality against encode cost")
-        _write(as_json, question, asdict(frontier) | {"bounds": bounds, "recommended": chosen.declaration})
+def evaluate(
+    repo: Repo = Path(),
+    encoder: Annotated[str | None, typer.Option(help="Name of the encoder, where several are declared.")] = None,
+    at: Annotated[
+        datetime | None, typer.Option(help="Split, UTC; default: nine tenths of the behaviors lie before.")
+    ] = None,
+    until: Annotated[datetime | None, typer.Option(help="End of the log that is looked at, UTC.")] = None,
+    sample: Annotated[int, typer.Option(help="At most so many questions.")] = 2000,
+    k: Annotated[int, typer.Option("-k", help="Cut-off of the measures.")] = 10,
+    filter_seen: Annotated[bool, typer.Option(help="Take a user's earlier items out of the ranking.")] = False,
+    policies: Annotated[bool, typer.Option("--policies", help="Replay update policies instead.")] = False,
+    max_cost: Annotated[
+        float | None, typer.Option(help="Recommend within this share of the reference's encode cost.")
+    ] = None,
+    min_quality: Annotated[
+        float | None, typer.Option(help="Recommend from this share of the reference's quality on.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the frontier into this file; needs matplotlib.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write every figure into this file.")] = None,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap over users.")] = 1000,
+) -> None:
+    """Measure the declared encoder beside every baseline, or the policies that could serve it; trains nothing."""
+    as_json, plot = (None if path is None else path.absolute() for path in (as_json, plot))
+    question = asked(
+        opened(repo),
+        encoder=encoder,
+        at_us=None if at is None else us_of(at),
+        until_us=None if until is None else us_of(until),
+        sample=sample,
+        filter_seen=filter_seen,
+    )
+    console = Console()
+    _introduce(console, question)
+    if not policies:
+        found = evaluate_encoder(question, ks=(k,), resamples=resamples)
+        _show(console, question, found, k)
+        _write(as_json, question, found.to_json())
+        return
+    frontier = evaluate_policies(question, measure=f"ndcg@{k}", resamples=resamples)
+    _show_policies(console, frontier)
+    bounds = {"max_cost": max_cost, "min_quality": min_quality}
+    if max_cost is None and min_quality is None:
+        bounds["min_quality"] = 0.995
+    chosen = frontier.recommended(**bounds)
+    _recommend(console, frontier, chosen, bounds)
+    if plot is not None:
+        draw(plot, frontier, f"{question.spec.view}: quality against encode cost")
+    _write(as_json, question, asdict(frontier) | {"bounds": bounds, "recommended": chosen.declaration})
 
 
 def _introduce(console: Console, question: Question) -> None:
@@ -108,6 +104,16 @@ def _show(console: Console, question: Question, found: Evaluation, k: int) -> No
     above = baselines_above(found, question.spec.encoder, f"ndcg@{k}")
     verdict = f"{', '.join(above)} did better" if above else "no baseline did better"
     console.print(f"{found.questions['unseen']:,} questions are about items that the encoder does not know; {verdict}.")
+
+
+def _show_policies(console: Console, frontier: Frontier) -> None:
+    title = f"Policies, cheapest first; shares are of {frontier.reference!r}, quality is {frontier.measure}"
+    table = Table(title=title, title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for row in frontier.rows():
+        table.add_row(*row)
+    console.print(table)
 
 
 def _recommend(console: Console, frontier: Frontier, chosen: Point, bounds: dict[str, float | None]) -> None:

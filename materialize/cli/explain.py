@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize.clock import iso
-from feast_embeddings.materialize.learning.explain import EntityExplanation
+from feast_embeddings.materialize.learning import EntityExplanation
 from feast_embeddings.models.errors import DeclarationError
 
 _SHOWN: Final = 20

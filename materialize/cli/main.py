@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import warnings
 from datetime import datetime
@@ -11,26 +10,24 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from feast import FeatureStore
 
-from feast_embeddings.materialize.cli.evaluate import register as register_evaluate
+from feast_embeddings.materialize.cli.erase import print_receipt
+from feast_embeddings.materialize.cli.evaluate import evaluate
 from feast_embeddings.materialize.cli.explain import draw_explanation, print_explanation
+from feast_embeddings.materialize.cli.repo import Repo, opened
 from feast_embeddings.materialize.cli.status import print_status
 from feast_embeddings.materialize.cli.stream import register as register_stream
 from feast_embeddings.materialize.cli.watch import URL, watch
 from feast_embeddings.materialize.clock import us_of
-from feast_embeddings.materialize.demo.scaffold import write_repo
+from feast_embeddings.materialize.demo import run_demo, write_repo
 from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.learning.explain import explain_entity
-from feast_embeddings.materialize.learning.train import train_declared, training_config
+from feast_embeddings.materialize.learning import explain_entity, train_declared, training_config
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.ticks.cutover import Cutovers
-from feast_embeddings.materialize.upkeep.erase import forget, print_receipt
-from feast_embeddings.materialize.upkeep.restore import restore
-from feast_embeddings.materialize.upkeep.retire import retire
+from feast_embeddings.materialize.upkeep import forget, restore, retire
 from feast_embeddings.models import align as align_encoders
 from feast_embeddings.models import load_encoder, save_encoder
-from feast_embeddings.models.errors import DeclarationError, FeastEmbeddingsError
+from feast_embeddings.models.errors import FeastEmbeddingsError
 from feast_embeddings.models.explanation import Method
 
 app = typer.Typer(
@@ -41,8 +38,6 @@ app = typer.Typer(
 )
 
 register_stream(app)
-
-Repo = Annotated[Path, typer.Option("--repo", "-C", help="The feature repo's folder.")]
 
 
 @app.command()
@@ -66,8 +61,6 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the training, the read times and the ranker.")] = 7,
 ) -> None:
     """Run the whole path on a year of real purchases, and compare the policies."""
-    from feast_embeddings.materialize.demo.run import run_demo
-
     run_demo(folder, seed)
 
 
@@ -87,7 +80,7 @@ def train(
 ) -> None:
     """Train the declared encoder on the behavior log."""
     config = training_config(kind, variant, context=context, seed=seed, max_epochs=epochs, max_minutes=minutes)
-    store = _store(repo)
+    store = opened(repo)
     until_us = None if until is None else us_of(until)
     made = train_declared(store, config, encoder=encoder, until_us=until_us)
     best = next(report for report in made.result.epochs if report.epoch == made.result.best_epoch)
@@ -128,7 +121,7 @@ def status(
         with contextlib.suppress(KeyboardInterrupt):
             watch(url or [URL], every, times)
         return
-    store = _store(repo)
+    store = opened(repo)
     print_status(Workspace.of(store.config), store)
 
 
@@ -138,7 +131,7 @@ def rollback(
     repo: Repo = Path(),
 ) -> None:
     """Make the retained generation live again, for all views of an encoder at once."""
-    store = _store(repo)
+    store = opened(repo)
     cutovers = Cutovers(Workspace.of(store.config), OnlineServer.of(store.config), store.registry)
     generation = cutovers.rollback(encoder)
     typer.echo(f"Generation {generation.generation} of encoder {encoder!r} is live: {dict(generation.fills)}")
@@ -146,8 +139,8 @@ def rollback(
 
 @app.command("retire")
 def retire_fills(repo: Repo = Path()) -> None:
-    """Remove retired fills from Redis now, to the end; jobs do it in the background."""
-    store = _store(repo)
+    """Remove retired fills from Redis now, to the end; jobs give it some seconds each."""
+    store = opened(repo)
     gone = retire(Workspace.of(store.config), OnlineServer.of(store.config), store.registry)
     typer.echo(f"Removed {len(gone)} retired fill(s){': ' if gone else ''}{', '.join(gone)}")
 
@@ -159,7 +152,7 @@ def forget_entity(
     repo: Repo = Path(),
 ) -> None:
     """Erase one entity from every store and log, for good; prints what was removed where."""
-    print_receipt(forget(_store(repo), entity, entity_id))
+    print_receipt(forget(opened(repo), entity, entity_id))
 
 
 @app.command("explain")
@@ -174,7 +167,7 @@ def explain_vector(
 ) -> None:
     """Show which behaviors made a vector, its nearest items, and what the last tick changed."""
     out = None if out is None else out.resolve()
-    found = explain_entity(_store(repo), entity, entity_id, view=view, method=cast(Method | None, method), layer=layer)
+    found = explain_entity(opened(repo), entity, entity_id, view=view, method=cast(Method | None, method), layer=layer)
     print_explanation(found)
     if out is not None:
         draw_explanation(found, out)
@@ -184,7 +177,7 @@ def explain_vector(
 @app.command("restore")
 def restore_online(repo: Repo = Path()) -> None:
     """Fill an empty or replaced Redis from the logs, as it was."""
-    restored = restore(_store(repo))
+    restored = restore(opened(repo))
     for name, rows in restored.rows.items():
         typer.echo(f"{name}: {rows:,} rows written")
     for encoder, generation in restored.generations.items():
@@ -193,15 +186,7 @@ def restore_online(repo: Repo = Path()) -> None:
         typer.echo(notice)
 
 
-def _store(repo: Path) -> FeatureStore:
-    """The feature store of a repo; its paths are relative to the repo, so this process moves there."""
-    if not (repo / "feature_store.yaml").is_file():
-        raise DeclarationError(f"{repo.resolve()} holds no feature_store.yaml: name the feature repo with --repo.")
-    os.chdir(repo)
-    return FeatureStore(".")
-
-
-register_evaluate(app, _store)
+app.command()(evaluate)
 
 
 def main() -> None:

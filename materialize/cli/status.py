@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize.clock import iso, now_us
-from feast_embeddings.materialize.declare.policy import describe
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
-from feast_embeddings.materialize.files.workspace import Workspace, embedding_specs
-from feast_embeddings.materialize.upkeep.retire import progress_of
+from feast_embeddings.materialize.declare import EmbeddingSpec, describe, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.ledger.retirements import Retirements
 
 
 def print_status(workspace: Workspace, store: FeatureStore, console: Console | None = None) -> None:
@@ -58,7 +57,7 @@ def _fills(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
                 size = f"{fill.rows * 4 * spec.dim / 1e6:,.1f} MB"
                 state = fill.state
                 if state == "retired":
-                    state = f"retiring, {progress_of(workspace.ledger, fill.fill):.0%} removed"
+                    state = f"retiring, {Retirements(workspace.ledger).progress(fill.fill):.0%} removed"
                 table.add_row(fill.fill, state, f"{fill.rows:,}", size, age)
     return table
 

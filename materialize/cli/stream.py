@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from contextlib import nullcontext
@@ -12,9 +11,10 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from feast import FeatureStore
 
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.cli.repo import Repo, opened
+from feast_embeddings.materialize.declare import behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.serving import nearest, read_vectors
 from feast_embeddings.materialize.stream.declared import SourceOptions, compaction_of, make_worker, user_spec
@@ -26,7 +26,6 @@ from feast_embeddings.models.errors import DeclarationError, StreamError
 from feast_embeddings.transformations import contract_of
 from feast_embeddings.transformations.behaviors import duration_us
 
-Repo = Annotated[Path, typer.Option("--repo", "-C", help="The feature repo's folder.")]
 View = Annotated[str | None, typer.Option(help="The embedding view, where several are declared.")]
 
 
@@ -55,7 +54,7 @@ def stream(
     """
     if source not in ("redis", "kafka", "parquet"):
         raise DeclarationError(f"--source {source} is unknown: use redis, kafka or parquet.")
-    store = _store(repo)
+    store = opened(repo)
     options = StreamOptions(
         lanes=lanes,
         max_events=max_events,
@@ -83,7 +82,7 @@ def append(
     wait: Annotated[float, typer.Option(help="Wait up to so many seconds until as many were applied.")] = 0.0,
 ) -> None:
     """Append behaviors to the repo's stream, as an application would: one JSON object each."""
-    store = _store(repo)
+    store = opened(repo)
     spec = user_spec(store, view)
     ledger = Workspace.of(store.config).ledger
     before = ledger.stream_counts(spec.view).get("read", 0)
@@ -112,7 +111,7 @@ def show_nearest(
     k: Annotated[int, typer.Option("-k", help="How many.")] = 5,
 ) -> None:
     """Show the items nearest to an entity's vector, as they are served now."""
-    store = _store(repo)
+    store = opened(repo)
     spec = user_spec(store, view)
     items = [
         each.view
@@ -133,7 +132,7 @@ def show_nearest(
 
 def replay(repo: Repo = Path(), view: View = None) -> None:
     """Recompute the stream's vectors from its recorded ticks, and compare them with what is served, bit by bit."""
-    found = replay_stream(_store(repo), view)
+    found = replay_stream(opened(repo), view)
     for line in lines_of(found):
         typer.echo(line)
     if any(each.diverged for each in found):
@@ -142,7 +141,7 @@ def replay(repo: Repo = Path(), view: View = None) -> None:
 
 def compact(repo: Repo = Path(), view: View = None) -> None:
     """Put the small files of published micro-batches together; workers do it by themselves every half minute."""
-    store = _store(repo)
+    store = opened(repo)
     done = compaction_of(store, Workspace.of(store.config), user_spec(store, view)).run()
     typer.echo(f"{done.merged:,} files merged into {done.made:,}; {done.removed:,} removed")
 
@@ -165,10 +164,3 @@ def _entity(line: str, column: str) -> int | str:
             "them."
         ) from error
     return found if isinstance(found, int | str) else str(found)
-
-
-def _store(repo: Path) -> FeatureStore:
-    if not (repo / "feature_store.yaml").is_file():
-        raise DeclarationError(f"{repo.resolve()} holds no feature_store.yaml: name the feature repo with --repo.")
-    os.chdir(repo)
-    return FeatureStore(".")

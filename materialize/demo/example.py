@@ -17,18 +17,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from feast import FeatureStore
 from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec
+from feast_embeddings.materialize.demo.raw_table import write_raw_table
 from feast_embeddings.materialize.demo.replay import feast_apply
 from feast_embeddings.materialize.demo.scaffold import write_repo
-from feast_embeddings.materialize.demo.shop import EVENTS, write_shop
-from feast_embeddings.materialize.learning.explain import EntityExplanation, explain_entity
-from feast_embeddings.materialize.learning.train import train_declared
+from feast_embeddings.materialize.demo.shop import EVENTS, shop_table
+from feast_embeddings.materialize.learning import EntityExplanation, explain_entity, train_declared
 from feast_embeddings.models import SequenceConfig, TrainingConfig
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.types import Ids
@@ -101,8 +100,7 @@ def ids_of(numbers: Any, dtype: str, word: str) -> Ids:
 
 def _write(path: Path, *, contract: BehaviorContract, users: int, items: int, days: int, end_us: int) -> None:
     """The generated shop in the columns, id types and behavior types of another contract."""
-    write_shop(path, users=users, items=items, days=days, end_us=end_us)
-    shop = pq.read_table(path)
+    shop = shop_table(users=users, items=items, days=days, end_us=end_us)
     shop = shop.filter(pc.and_(pc.is_valid(shop["product_id"]), pc.is_in(shop["event"], pa.array(EVENTS))))
     kinds = [kind.name for kind in contract.types if kind.cancels is None]
     place = np.array([EVENTS.index(event) for event in shop["event"].to_pylist()])
@@ -117,7 +115,7 @@ def _write(path: Path, *, contract: BehaviorContract, users: int, items: int, da
         contract.created_time: shop["occurred_at"],
         contract.dedup_id: shop["event_id"],
     }
-    pq.write_table(pa.table({name: column for name, column in columns.items() if name is not None}), path)
+    write_raw_table(pa.table({name: column for name, column in columns.items() if name is not None}), path)
 
 
 def _explained(store: FeatureStore, spec: EmbeddingSpec) -> EntityExplanation:

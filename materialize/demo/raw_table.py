@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from feast_embeddings.materialize.files.embedding_log import write_log
+from feast_embeddings.materialize.files.staged import replace_file
 
 RAW_SCHEMA = pa.schema(
     [
@@ -28,16 +29,11 @@ def write_raw_table(table: pa.Table, path: Path) -> None:
     """Write ``table`` to ``path``, zstd, all or nothing: a reader sees the whole file or none.
 
     Args:
-        table: Columns of `RAW_SCHEMA`, sorted by time.
+        table: Sorted by time.
         path: The parquet file; its folder is made if missing, an older file is replaced.
 
     Raises:
         OSError: The folder cannot be written; no partial file stays behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        pq.write_table(table, partial, compression="zstd", row_group_size=ROW_GROUP)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    groups = [table.slice(start, ROW_GROUP) for start in range(0, table.num_rows, ROW_GROUP)]
+    replace_file(path, lambda unfinished: write_log(groups, table.schema, unfinished))

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize.clock import us_of
+from feast_embeddings.materialize.declare import embedding_specs
 from feast_embeddings.materialize.demo.journey import product_names, write_journey
 from feast_embeddings.materialize.demo.parity import Parity
 from feast_embeddings.materialize.demo.quality import WeekAhead
@@ -22,9 +23,8 @@ from feast_embeddings.materialize.demo.ranker import RankerReport, rank
 from feast_embeddings.materialize.demo.reads import Rows, next_week
 from feast_embeddings.materialize.demo.replay import END, START, Replay, Replayer, feast_apply, make_repo
 from feast_embeddings.materialize.demo.report import Line, draw, print_summary, write_figures
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
-from feast_embeddings.materialize.learning.train import Training, train_declared
+from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.learning import Training, train_declared
 from feast_embeddings.models import SequenceConfig, TrainingConfig
 from feast_embeddings.transformations import Behaviors
 
@@ -103,7 +103,7 @@ def _future() -> Behaviors:
     store = FeatureStore(".")
     spec = next(spec for spec in embedding_specs(store.registry, store.project) if spec.tower == "user")
     workspace = Workspace.of(store.config)
-    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
+    log = workspace.behavior_log(store.registry, store.project, spec)
     return log.until(us_of(END), us_of(END))
 
 

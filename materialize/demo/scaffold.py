@@ -47,7 +47,7 @@ def _filled(file: str, text: str, project: str, policy: str | None) -> str:
     if file == "definitions.py" and policy is not None:
         kind = policy.partition("(")[0]
         text = re.sub(r"(?m)^POLICY = .*$", lambda _: f"POLICY = {policy}", text, count=1)
-        return text.replace("import Hybrid, ", f"import {kind}, ", 1)
+        return text.replace("    Hybrid,", f"    {kind},", 1)
     return text
 
 

@@ -68,23 +68,33 @@ class _Sessions:
     checkout: Int64s  # [S]
 
 
-def write_shop(path: Path, *, seed: int = 7, users: int = 300, items: int = 120, days: int = 60, end_us: int) -> int:
-    """Write one parquet file of generated raw behaviors, sorted by time.
+def write_shop(path: Path, **shop: int) -> int:
+    """Write one parquet file of generated raw behaviors, whole or not at all; an older one is replaced.
+
+    Returns:
+        Rows written, the few dirty ones included.
+
+    Raises:
+        BehaviorSourceError: As :func:`shop_table`, whose arguments it takes.
+        OSError: The folder cannot be written.
+    """
+    table = shop_table(**shop)
+    write_raw_table(table, path)
+    return int(table.num_rows)
+
+
+def shop_table(*, seed: int = 7, users: int = 300, items: int = 120, days: int = 60, end_us: int) -> pa.Table:
+    """Generated raw behaviors, sorted by time, the few dirty ones included.
 
     Args:
-        path: The file; written whole or not at all, an older one is replaced.
         seed: The same arguments give the same rows.
         users: Customers, at least 1; their ids are 1 to ``users``.
         items: Products, at least 24; their ids start at 1001.
         days: Length of the shop's past, at least 1.
         end_us: The last behavior is one second before, in microseconds since the epoch, UTC.
 
-    Returns:
-        Rows written, the few dirty ones included.
-
     Raises:
         BehaviorSourceError: A number is too small.
-        OSError: The folder cannot be written.
     """
     fewest = CLUSTERS * (SUCCESSORS + 1)
     if users < 1 or days < 1 or items < fewest:
@@ -96,8 +106,7 @@ def write_shop(path: Path, *, seed: int = 7, users: int = 300, items: int = 120,
     catalog = _catalog(rng, items)
     sessions = _sessions(rng, catalog, users, days)
     table = _with_dirt(rng, _behaviors(rng, catalog, sessions, end_us))
-    write_raw_table(table.sort_by([("occurred_at", "ascending"), ("event_id", "ascending")]), path)
-    return int(table.num_rows)
+    return table.sort_by([("occurred_at", "ascending"), ("event_id", "ascending")])
 
 
 def _catalog(rng: np.random.Generator, items: int) -> _Catalog:

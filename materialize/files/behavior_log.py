@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from feast import FeatureView
 
-from feast_embeddings.materialize.declare.views import source_of
+from feast_embeddings.materialize.declare import source_of
 from feast_embeddings.materialize.files.appended import (
     TICK,
     part_pattern,

@@ -170,6 +170,16 @@ class EmbeddingLog(StagedFiles):
         found = [path for folder in folders or ("live", "retained") for path in self.folder.glob(f"{folder}/*.parquet")]
         return sorted(found, key=lambda path: path.name)
 
+    def served(self, entity_id: int | str, space: str) -> pa.Table:
+        """An entity's rows of a space, replays aside, one per tick, oldest first."""
+        wanted = (pc.field(self.join_key) == entity_id) & (pc.field("space") == space) & ~pc.field("replayed")
+        parts = [pq.read_table(path, schema=self.schema, partitioning=None, filters=wanted) for path in self.files()]
+        rows = pa.concat_tables([self.schema.empty_table(), *parts])
+        rows = rows.sort_by([("tick", "ascending"), ("event_timestamp", "ascending")])
+        ticks = rows["tick"].to_numpy()
+        last = np.append(ticks[1:] != ticks[:-1], np.ones(min(len(ticks), 1), np.bool_))
+        return rows.filter(pa.array(last))
+
     # ── erasure ──────────────────────────────────────────────────────────────────────────────────────────
 
     def erase(self, entity_id: int | str, on_file: Callable[[], None]) -> tuple[int, int]:

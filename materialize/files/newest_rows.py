@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
-from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, ids_of, matrix_of
+from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, ids_of
+from feast_embeddings.materialize.files.staged import matrix_of
 from feast_embeddings.models.types import Float32s, Ids
 
 _GLOB = re.compile(r"([*?\[])")  # DuckDB takes every path for a pattern

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from feast_embeddings.materialize.declare.storage import Storage, as_stored
+from feast_embeddings.materialize.declare import Storage, as_stored
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.errors import LedgerError
 from feast_embeddings.models.types import Float32s, Ids, Int64s

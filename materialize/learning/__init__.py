@@ -1,1 +1,33 @@
-"""."""
+"""Encoders: trained on a repo's own log, evaluated, weighed against what they cost, explained."""
+
+from feast_embeddings.materialize.learning.backtest import Backtest, Candidate, Questions
+from feast_embeddings.materialize.learning.evaluate import (
+    Question,
+    asked,
+    baselines_above,
+    evaluate_encoder,
+    evaluate_policies,
+)
+from feast_embeddings.materialize.learning.explain import EntityExplanation, explain_entity
+from feast_embeddings.materialize.learning.frontier import COLUMNS, Frontier, Point, draw
+from feast_embeddings.materialize.learning.train import Training, train_declared, training_config
+
+__all__ = [
+    "COLUMNS",
+    "Backtest",
+    "Candidate",
+    "EntityExplanation",
+    "Frontier",
+    "Point",
+    "Question",
+    "Questions",
+    "Training",
+    "asked",
+    "baselines_above",
+    "draw",
+    "evaluate_encoder",
+    "evaluate_policies",
+    "explain_entity",
+    "train_declared",
+    "training_config",
+]

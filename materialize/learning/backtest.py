@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from feast_embeddings.materialize.declare.policy import Due, Full, Hybrid, Incremental, Policy, blend, due
+from feast_embeddings.materialize.declare import Due, Full, Hybrid, Incremental, Policy, blend, due
 from feast_embeddings.models import Encoder, HistoryBatch, SequenceEncoder
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.evaluation import cut

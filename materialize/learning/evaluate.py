@@ -9,10 +9,8 @@ import numpy as np
 from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import iso, now_us
-from feast_embeddings.materialize.declare.policy import Full, Hybrid, Incremental, Policy
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of
+from feast_embeddings.materialize.declare import EmbeddingSpec, Full, Hybrid, Incremental, Policy
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.learning.backtest import Backtest, Candidate, Questions, scheduled
 from feast_embeddings.materialize.learning.frontier import Frontier
 from feast_embeddings.materialize.learning.train import spec_of_encoder
@@ -75,7 +73,7 @@ def asked(
     """
     workspace = Workspace.of(store.config)
     spec = spec_of_encoder(store, encoder)
-    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
+    log = workspace.behavior_log(store.registry, store.project, spec)
     now = now_us()
     behaviors = log.until(now if until_us is None else until_us, now)
     if not len(behaviors):

@@ -7,16 +7,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from feast import FeatureStore
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
-from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, matrix_of
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.declare import (
+    EmbeddingSpec,
+    behaviors_of,
+    declared_entity,
+    embedding_specs,
+    entity_id_of,
+)
+from feast_embeddings.materialize.files.staged import matrix_of
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.online import HistoryPlace, OnlineServer, read_history
 from feast_embeddings.materialize.serving import Neighbors, Vectors, nearest, read_vectors
-from feast_embeddings.materialize.upkeep.erase import declared_entity, entity_id_of
 from feast_embeddings.models import Explanation, HistoryBatch, explain
 from feast_embeddings.models.encoder import Encoder
 from feast_embeddings.models.errors import DeclarationError, TickError
@@ -109,7 +112,7 @@ def explain_entity(
     spec = _spec(store, declared.join_key, entity, view)
     ids: Ids = np.array([found], object if spec.string_ids else np.int64)
     vectors = read_vectors(store, f"{spec.view}:embedding", ids)
-    rows = _log_rows(workspace.log(spec), found, vectors.space) if vectors.found[0] else None
+    rows = workspace.log(spec).served(found, vectors.space) if vectors.found[0] else None
     if rows is None or not rows.num_rows:
         raise TickError(
             f"{entity} {entity_id!r} has no vector in view {spec.view!r}: it has no behaviors, or no tick has met them "
@@ -165,18 +168,6 @@ def _history(
 ) -> HistoryBatch:
     place = HistoryPlace(spec.history, spec.join_key, contract.item_dtype)
     return read_history(OnlineServer.of(store.config), place, ids, as_of_us)
-
-
-def _log_rows(log: EmbeddingLog, entity_id: int | str, space: str) -> pa.Table:
-    """The entity's rows of a space, replays aside, one per tick, oldest first."""
-    wanted = pc.field(log.join_key) == entity_id
-    wanted &= (pc.field("space") == space) & ~pc.field("replayed")
-    parts = [pq.read_table(path, schema=log.schema, partitioning=None, filters=wanted) for path in log.files()]
-    rows = pa.concat_tables(parts) if parts else log.schema.empty_table()
-    rows = rows.sort_by([("tick", "ascending"), ("event_timestamp", "ascending")])
-    ticks = rows["tick"].to_numpy()
-    last = np.append(ticks[1:] != ticks[:-1], np.ones(min(len(ticks), 1), np.bool_))
-    return rows.filter(pa.array(last))
 
 
 def _change(rows: pa.Table) -> Change | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.table import Table
+from typing import Final
 
 from feast_embeddings.materialize.learning.backtest import Replayed, declaration
 from feast_embeddings.models.errors import EvaluationError
 from feast_embeddings.models.evaluation import Estimate, Evaluation
+
+COLUMNS: Final = ("policy", "quality", "of best", "cost", "behaviors", "encode s", "state B", "behind")
+"""Of :meth:`Frontier.rows`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +98,11 @@ class Frontier:
             return max(fine, key=lambda point: (point.share, -point.cost))
         return min(fine, key=lambda point: (point.cost, point.state_bytes, -point.share))
 
-    def table(self) -> Table:
-        """For people: cheapest first; what lies on the frontier is marked."""
-        table = Table(title=f"Policies, cheapest first; shares are of {self.reference!r}", title_justify="left")
-        for column in ("policy", self.measure, "of best", "cost", "behaviors", "encode s", "state B", "behind"):
-            table.add_column(column, justify="left" if column == "policy" else "right")
+    def rows(self) -> list[tuple[str, ...]]:
+        """For people, a row per point under :data:`COLUMNS`: cheapest first; what lies on the frontier is marked."""
         best = {point.name for point in self.best()}
-        for point in self.points:
-            table.add_row(
+        return [
+            (
                 f"{'▸' if point.name in best else ' '} {point.name}",
                 f"{point.quality.value:.4f} ±{(point.quality.high - point.quality.low) / 2:.4f}",
                 f"{point.share:.1%}",
@@ -113,7 +112,8 @@ class Frontier:
                 f"{point.state_bytes:,.0f}",
                 f"{point.behind:.2f}",
             )
-        return table
+            for point in self.points
+        ]
 
 
 def _point(each: Replayed, exact: Replayed, found: Evaluation, best: float, measure: str) -> Point:

@@ -11,9 +11,8 @@ import numpy as np
 from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.models import (
     AdversarialTraining,
     AutoEncoderConfig,
@@ -97,7 +96,7 @@ def train_declared(
     """
     workspace = Workspace.of(store.config)
     spec = spec_of_encoder(store, encoder)
-    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
+    log = workspace.behavior_log(store.registry, store.project, spec)
     now = now_us()
     behaviors = log.until(now if until_us is None else until_us, now)
     ends = np.full(len(behaviors.entities), behaviors.times_us.max(initial=0) + 1, np.int64)

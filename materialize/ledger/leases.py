@@ -157,6 +157,21 @@ def held(
         lease.release()
 
 
+def view_resource(project: str, view: str) -> str:
+    """Name of the lease that keeps jobs of one view apart that run ticks."""
+    return f"view {view!r} of project {project!r}"
+
+
+def refresh_resource(project: str, view: str) -> str:
+    """Name of the lease that keeps refreshes of one view apart; ticks go on beside them."""
+    return f"refresh of view {view!r} of project {project!r}"
+
+
+def cutover_resource(project: str, encoder: str) -> str:
+    """Name of the lease that keeps cutovers of one encoder apart."""
+    return f"cutover of encoder {encoder!r} of project {project!r}"
+
+
 def _real_us() -> int:
     return round(datetime.now(UTC).timestamp() * 1_000_000)
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from feast_embeddings.materialize.declare.storage import Storage, holds
+from feast_embeddings.materialize.declare import Storage, holds
 from feast_embeddings.materialize.online import keys, wire
 from feast_embeddings.materialize.online.commands import queue_hmgets, reads
 from feast_embeddings.materialize.online.guarded_write import OnChunk, write_guarded

@@ -49,14 +49,16 @@ def remove_fill(server: OnlineServer, place: FillPlace) -> None:
         time.sleep(PAUSE_SECONDS)
 
 
-def fill_removal(server: OnlineServer, place: FillPlace, start: ScanPlace | None = None) -> Iterator[ScanPlace | None]:
-    """As :func:`remove_fill`, step by step: each looks at :data:`SCAN_COUNT` keys, about.
+def fill_removal(
+    server: OnlineServer, place: FillPlace, start: ScanPlace | None = None, count: int = SCAN_COUNT
+) -> Iterator[ScanPlace | None]:
+    """As :func:`remove_fill`, step by step: each looks at ``count`` keys, about.
 
     Yields where the next step begins; None where that is not known, as in a cluster, which has a cursor per node.
     ``start`` is such a place; one of another server means nothing, and the removal begins anew.
     """
     with server.client() as client:
-        for batch, reached in _steps(client, server.project, place.join_key, start):
+        for batch, reached in _steps(client, server.project, place.join_key, start, count):
             with client.pipeline(transaction=False) as pipe:
                 for key in batch:
                     pipe.hdel(key, *place.fields())
@@ -140,7 +142,7 @@ def entity_batches(client: Any, project: str, join_keys: Sequence[str]) -> Itera
 
 
 def _steps(
-    client: Any, project: str, join_key: str, start: ScanPlace | None
+    client: Any, project: str, join_key: str, start: ScanPlace | None, count: int
 ) -> Iterator[tuple[list[bytes], ScanPlace | None]]:
     """Entity keys, and where the scan goes on after them."""
     if not isinstance(client, redis.Redis):
@@ -150,8 +152,8 @@ def _steps(
     run, total = str(one.info("server")["run_id"]), int(one.dbsize())
     cursor, seen = (start.cursor, start.seen) if start is not None and start.server == run else (0, 0)
     while True:
-        cursor, found = one.scan(cursor, match=keys.scan_pattern(project, [join_key]), count=SCAN_COUNT)
-        seen += SCAN_COUNT
+        cursor, found = one.scan(cursor, match=keys.scan_pattern(project, [join_key]), count=count)
+        seen += count
         batch = [key for key in found if keys.is_entity_key(key, project, [join_key])]
         yield batch, ScanPlace(run, cursor, seen, total) if cursor else None
         if not cursor:

@@ -18,7 +18,7 @@ from feast.protos.feast.types.Value_pb2 import StringList
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from google.protobuf.message import DecodeError
 
-from feast_embeddings.materialize.declare.storage import Storage, packed, unpacked
+from feast_embeddings.materialize.declare import Storage, packed, unpacked
 from feast_embeddings.materialize.online.commands import rows_as_bytes
 from feast_embeddings.models.errors import OnlineStoreError, SpaceError
 from feast_embeddings.models.types import Float32s, Int32s, Int64s

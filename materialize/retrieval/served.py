@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog
 from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.models.errors import LedgerError, SpaceError

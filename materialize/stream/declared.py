@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from feast import FeatureStore
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs
 from feast_embeddings.materialize.files.appended import parts_folder
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.compaction import Compaction
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.leases import Lease
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.stream.kafka import Kafka, partitions_of
@@ -142,7 +142,7 @@ def user_spec(store: FeatureStore, view: str | None) -> EmbeddingSpec:
 
 def behavior_log_of(store: FeatureStore, workspace: Workspace, spec: EmbeddingSpec) -> BehaviorLog:
     """The behavior log that micro-batches are appended to; raises DeclarationError where it is no folder."""
-    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
+    log = workspace.behavior_log(store.registry, store.project, spec)
     place = parts_folder(log.path)
     if place is None:
         raise DeclarationError(

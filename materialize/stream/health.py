@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from feast import FeatureStore
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
@@ -124,7 +124,7 @@ def health_of(store: FeatureStore, spec: EmbeddingSpec, metrics: StreamMetrics, 
         live = workspace.ledger.fills(view=spec.view, states=("live",))
         if not live:
             return f"view {spec.view!r} has no live generation yet: run `feast materialize`"
-        read_manifest(workspace.state / "encoders" / live[-1].space)
+        read_manifest(workspace.paths.encoder(live[-1].space))
         return None
 
     def lag() -> str | None:

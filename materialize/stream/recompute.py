@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.declare.policy import Incremental, blend, ticks_of
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, Incremental, blend
+from feast_embeddings.materialize.declare.policy import ticks_of
 from feast_embeddings.materialize.files.appended import (
     TICK,
     erased_rows,
@@ -25,7 +25,8 @@ from feast_embeddings.materialize.files.appended import (
     uncovered,
 )
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.embedding_log import ids_of, matrix_of
+from feast_embeddings.materialize.files.embedding_log import ids_of
+from feast_embeddings.materialize.files.staged import matrix_of
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Tick
 from feast_embeddings.materialize.online import FillPlace, OnlineServer, read_fill

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import pyarrow as pa
-from feast import RepoConfig
 from feast.infra.common.materialization_job import MaterializationTask
-from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.registry.base_registry import BaseRegistry
-from feast.utils import _convert_arrow_to_proto
 
 from feast_embeddings.materialize.clock import now_us, us_of
-from feast_embeddings.materialize.declare.views import source_of
+from feast_embeddings.materialize.declare import source_of
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, view_resource
-from feast_embeddings.materialize.ledger.leases import Lease, held
+from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.ledger.leases import held, view_resource
 from feast_embeddings.materialize.ticks.progress import counter
 from feast_embeddings.transformations import activity, activity_spec_of, behaviors_name_of
 
@@ -23,20 +20,27 @@ _CHUNK_ROWS = 2_000
 
 
 def write_activity(
-    workspace: Workspace,
-    store: OnlineStore,
-    config: RepoConfig,
-    registry: BaseRegistry,
-    task: MaterializationTask,
+    workspace: Workspace, registry: BaseRegistry, task: MaterializationTask, write: Callable[[pa.Table], None]
 ) -> int:
-    """Write an activity view as of the task's end, by Feast's own online write; returns the rows.
+    """Write an activity view as of the task's end, part by part; returns the rows.
+
+    Args:
+        workspace: Of the feature repo.
+        registry: Knows its views.
+        task: Names the view and the end.
+        write: Writes a part of the view's rows to the online store: keys, features, times.
 
     Raises:
         LeaseError: Another job writes the view, or an entity is being erased.
     """
     with held(workspace.ledger, view_resource(task.project, task.feature_view.name)) as lease:
         rows = _rows(workspace, registry, task)
-        _write(store, config, task.feature_view, rows, lease)
+        with counter(rows.num_rows, task.feature_view.name, "row") as shown:
+            for start in range(0, rows.num_rows, _CHUNK_ROWS):
+                lease.check()
+                part = rows.slice(start, _CHUNK_ROWS).combine_chunks()
+                write(part)
+                shown.update(part.num_rows)
     return int(rows.num_rows)
 
 
@@ -55,13 +59,3 @@ def _rows(workspace: Workspace, registry: BaseRegistry, task: MaterializationTas
     times = [name for name in times if name]  # Feast asks for every time that the source names
     names = [view.entity_columns[0].name, *(feature.name for feature in view.features), *times]
     return pa.Table.from_arrays([pa.array(ids), *features, *([stamp] * len(times))], names=names)
-
-
-def _write(store: OnlineStore, config: RepoConfig, view: Any, rows: pa.Table, lease: Lease) -> None:
-    key_types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
-    with counter(rows.num_rows, view.name, "row") as shown:
-        for start in range(0, rows.num_rows, _CHUNK_ROWS):
-            lease.check()
-            part = rows.slice(start, _CHUNK_ROWS).combine_chunks()
-            store.online_write_batch(config, view, _convert_arrow_to_proto(part, view, key_types), None)
-            shown.update(part.num_rows)

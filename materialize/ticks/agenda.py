@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from feast_embeddings.materialize.clock import iso
-from feast_embeddings.materialize.declare.policy import Due, Incremental, due
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import Due, EmbeddingSpec, Incremental, due
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.follows import Follows
 from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Tick

@@ -14,15 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast.infra.registry.base_registry import BaseRegistry
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.embedding_log import ids_of, matrix_of
+from feast_embeddings.materialize.files.embedding_log import ids_of
 from feast_embeddings.materialize.files.item_sums import UnseenSums
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.staged import matrix_of
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.follows import Follows
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.ledger.tombstones import NEVER, Tombstones
-from feast_embeddings.materialize.retrieval.served import served_vectors
+from feast_embeddings.materialize.retrieval import served_vectors
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.ticks.pipeline import Pipeline
 from feast_embeddings.materialize.ticks.view_work import ViewWork
@@ -61,7 +62,7 @@ class Followed:
                 f"View {spec.view!r} follows {spec.users!r}, and project {project!r} has no such embedding view "
                 f"of encoder {spec.encoder!r}: correct unseen= in its declaration."
             )
-        source = BehaviorLog.of(behaviors_of(registry, project, found[0]), workspace.root, workspace.ledger)
+        source = workspace.behavior_log(registry, project, found[0])
         if (source.contract.item_dtype == "string") != spec.string_ids:
             raise DeclarationError(
                 f"View {spec.view!r} has ids of another type than the items of {found[0].behaviors!r} "

@@ -11,11 +11,10 @@ from typing import Final
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.clock import iso, now_us
-from feast_embeddings.materialize.declare.policy import Due
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import Due, EmbeddingSpec
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, refresh_resource, view_resource
-from feast_embeddings.materialize.ledger.leases import Lease, held, holder, new_owner
+from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.ledger.leases import Lease, held, holder, new_owner, refresh_resource, view_resource
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.online import OnlineServer, read_manifest
 from feast_embeddings.materialize.ticks.agenda import Agenda
@@ -344,7 +343,7 @@ class Runner:
 def _source(workspace: Workspace, project: str, registry: BaseRegistry, spec: EmbeddingSpec) -> BehaviorLog | None:
     if spec.tower == "item":
         return None
-    return BehaviorLog.of(behaviors_of(registry, project, spec), workspace.root, workspace.ledger)
+    return workspace.behavior_log(registry, project, spec)
 
 
 def _at_once(work: Callable[[], T]) -> T:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from feast_embeddings.materialize.declare.policy import Incremental, blend, ticks_of
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, Incremental, blend
+from feast_embeddings.materialize.declare.policy import ticks_of
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.leases import Lease

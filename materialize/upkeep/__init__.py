@@ -1,1 +1,8 @@
-"""."""
+"""What keeps a repo right: erasure, recovery, and the removal of what is retired."""
+
+from feast_embeddings.materialize.upkeep.erase import Receipt, forget
+from feast_embeddings.materialize.upkeep.living_rows import LivingRows
+from feast_embeddings.materialize.upkeep.restore import Restored, restore
+from feast_embeddings.materialize.upkeep.retire import retire
+
+__all__ = ["LivingRows", "Receipt", "Restored", "forget", "restore", "retire"]

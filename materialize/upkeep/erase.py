@@ -9,25 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from feast import Entity, FeatureStore, FileSource, ValueType
-from feast.errors import EntityNotFoundException
-from rich.console import Console
-from rich.table import Table
+from feast import Entity, FeatureStore, FileSource
 
-from feast_embeddings.materialize.clock import iso, now_us
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.clock import now_us
+from feast_embeddings.materialize.declare import EmbeddingSpec, declared_entity, embedding_specs, entity_id_of
 from feast_embeddings.materialize.files.appended import erase_rows, parts_folder, parts_of
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.records import RECEIVING
 from feast_embeddings.materialize.ledger.tombstones import Tombstones
 from feast_embeddings.materialize.online import OnlineServer, record_erasure, remove_entity, stored_name
 from feast_embeddings.materialize.stream.dead_letters import PoisonMessages
 from feast_embeddings.materialize.upkeep.standstill import standstill
-from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations.views import ACTIVITY_KIND, KIND
-
-_INTEGERS = (ValueType.INT64, ValueType.INT32)
 
 
 @dataclass(frozen=True)
@@ -90,20 +83,6 @@ def forget(store: FeatureStore, entity: str, entity_id: int | str) -> Receipt:
     return Receipt(entity, found, erased_us, removed, _left(store, declared, streamed))
 
 
-def print_receipt(receipt: Receipt, console: Console | None = None) -> None:
-    """Print what was removed where, and what is left to others."""
-    console = console or Console()
-    table = Table("place", "rows removed", title=f"Erased {receipt.entity} {receipt.entity_id}", title_justify="left")
-    for place, rows in receipt.removed.items():
-        table.add_row(place, f"{rows:,}")
-    console.print(table)
-    if not receipt.total:
-        console.print("Nothing was left of it here.")
-    console.print(f"Its behaviors up to {iso(receipt.erased_us)} are never applied again.")
-    for place in receipt.left:
-        console.print(f"Not changed: {place}", markup=False)
-
-
 def _erase_files(
     workspace: Workspace, spec: EmbeddingSpec, entity_id: int | str, still_ours: Callable[[], None]
 ) -> dict[str, int]:
@@ -126,7 +105,7 @@ def _erase_appended(workspace: Workspace, store: FeatureStore, spec: EmbeddingSp
     """Take its rows out of the files that the view's stream appended to the behavior log."""
     if spec.tower != "user":
         return {}
-    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
+    log = workspace.behavior_log(store.registry, store.project, spec)
     folder = parts_folder(log.path)
     appended = parts_of(folder, spec.view) if folder is not None else []
     if folder is None or not appended:
@@ -144,33 +123,6 @@ def _tell_readers(server: OnlineServer, workspace: Workspace, specs: Sequence[Em
     for spec in specs:
         for fill in workspace.ledger.fills(view=spec.view, states=RECEIVING):
             record_erasure(server, stored_name(spec.view, fill.fill))
-
-
-def declared_entity(store: FeatureStore, name: str) -> Entity:
-    """The entity of a name; raises DeclarationError, with the names there are, where there is none."""
-    try:
-        return store.registry.get_entity(name, store.project)
-    except EntityNotFoundException as error:
-        known = ", ".join(sorted(each.name for each in store.registry.list_entities(store.project))) or "none"
-        raise DeclarationError(
-            f"Project {store.project!r} declares no entity {name!r}; its entities: {known}. Name one of them, or run "
-            "`feast apply`."
-        ) from error
-
-
-def entity_id_of(entity: Entity, entity_id: int | str) -> int | str:
-    """An id as the entity has its ids; raises DeclarationError where it can be none."""
-    if entity.value_type not in _INTEGERS:
-        return str(entity_id)
-    try:
-        found = int(entity_id)
-    except ValueError:
-        found = 1 << 63
-    if not -(1 << 63) <= found < 1 << 63:
-        raise DeclarationError(
-            f"Entity {entity.name!r} has integer ids, and {entity_id!r} is none: give the id as its views have it."
-        )
-    return found
 
 
 def _left(store: FeatureStore, entity: Entity, streamed: Sequence[str]) -> list[str]:

@@ -13,10 +13,10 @@ from typing import cast
 import numpy as np
 from feast import FeatureStore
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.newest_rows import FillRowsOfTick, newest_rows
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Generation
 from feast_embeddings.materialize.ledger.tombstones import Tombstones
 from feast_embeddings.materialize.online import (
@@ -31,7 +31,7 @@ from feast_embeddings.materialize.online import (
     write_fill,
     write_history,
 )
-from feast_embeddings.materialize.retrieval.recomputed import histories_left
+from feast_embeddings.materialize.retrieval import histories_left
 from feast_embeddings.materialize.stream.judge import histories_left_by_stream
 from feast_embeddings.materialize.ticks.cutover import manifest_of
 from feast_embeddings.materialize.ticks.milestones import reached
@@ -208,9 +208,7 @@ class _Restore:
         self.restored.rows.setdefault(spec.history, 0)
         if not len(ids):
             return
-        source = BehaviorLog.of(
-            behaviors_of(self.registry, self.server.project, spec), self.workspace.root, self.ledger
-        )
+        source = self.workspace.behavior_log(self.registry, self.server.project, spec)
         ticks, pending = self.ledger.applied_ticks(spec.view), self.ledger.open_tick(spec.view, "incremental")
         if pending is not None:  # it may stand in the log, if only its last step was missing
             ticks.append(pending)

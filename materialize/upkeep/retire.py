@@ -1,38 +1,31 @@
-"""Removal of retired fills from Redis: in the background, at a bounded rate, taken up where it stopped.
+"""Removal of retired fills from Redis: at a bounded rate, some seconds at a time, taken up where it stopped.
 
-A cutover only marks fills as retired. Any later job of the repo removes their rows in a thread of its own, and so does
-`feast-embeddings retire`; a lease keeps it to one at a time. How far it came stands in the ledger.
+A cutover only marks fills as retired. Any later job of the repo gives some seconds at its end to the removal of their
+rows, and `feast-embeddings retire` all that it takes; a lease keeps it to one at a time. How far it came stands in the
+ledger.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import threading
+import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Final
 
-import sqlalchemy as sa
 from feast.infra.registry.base_registry import BaseRegistry
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
-from feast_embeddings.materialize.files.workspace import Workspace, embedding_specs
+from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.leases import Lease, held
 from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.ledger.records import Fill
-from feast_embeddings.materialize.ledger.schema import retirements
+from feast_embeddings.materialize.ledger.retirements import Removed, Retirements
 from feast_embeddings.materialize.online import SCAN_COUNT, FillPlace, OnlineServer, ScanPlace, fill_removal
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.transformations.views import EMBEDDING
 
 KEYS_PER_SECOND: Final = 50_000
 """Looked at, at most: a core of Redis looks at several hundred thousand."""
-GRACE_S: Final = 2.0
-"""How long a process that ends waits for its thread; the next job goes on from there."""
-
-_threads: list[tuple[threading.Thread, threading.Event]] = []
 
 
 def retire_resource(project: str) -> str:
@@ -40,136 +33,78 @@ def retire_resource(project: str) -> str:
     return f"retirement of fills of project {project!r}"
 
 
-def progress_of(ledger: Ledger, fill: str) -> float:
-    """How much of a retired fill is removed, from 0 to 1, about."""
-    with ledger.reading() as connection:
-        row = connection.execute(sa.select(retirements).where(retirements.c.fill == fill)).mappings().first()
-    return 0.0 if row is None else min(row["seen"] / max(row["keys"], 1), 1.0)
-
-
 def retire(
     workspace: Workspace,
     server: OnlineServer,
     registry: BaseRegistry,
     *,
-    stopped: Callable[[], bool] = lambda: False,
+    seconds: float = math.inf,
     keys_per_second: float = KEYS_PER_SECOND,
+    scan: int = SCAN_COUNT,
 ) -> list[str]:
-    """Remove every retired fill; returns their names.
+    """Remove retired fills; returns the names of those that are gone.
 
     Args:
-        workspace: Of the feature repo, as the next two.
-        server: The Redis server.
+        workspace: Of the feature repo.
+        server: Its Redis.
         registry: Knows the views.
-        stopped: Asked after every step; once it says so, the rest is left to the next call.
+        seconds: After which the rest is left to the next call.
         keys_per_second: Keys looked at, at most.
+        scan: Keys looked at in one go, about.
 
     Raises:
         LeaseError: Another job is at it.
         OnlineStoreError: Redis cannot be reached.
     """
-    specs = {spec.view: spec for spec in embedding_specs(registry, server.project)}
-    return _Retirement(workspace, server, specs, stopped, keys_per_second).run()
-
-
-def retire_in_background(workspace: Workspace, server: OnlineServer, registry: BaseRegistry) -> threading.Thread | None:
-    """Start :func:`retire` in a thread, where there is something to remove; what stops it is left to the next job."""
     if not workspace.ledger.fills(states=("retired",)):
-        return None
+        return []
     specs = {spec.view: spec for spec in embedding_specs(registry, server.project)}
-    own = workspace.standing()  # the process may change its folder, and the job's ledger is under the job's leases
-    stop = threading.Event()
-    work = _Retirement(own, server, specs, stop.is_set, KEYS_PER_SECOND)
-
-    def run() -> None:
-        # the job is done, and nobody waits for this: the next job tries again, and `retire` says what is wrong
-        with contextlib.suppress(Exception):
-            work.run()
-        own.ledger.close()
-
-    thread = threading.Thread(target=run, name="retire fills", daemon=True)
-    if not _threads:
-        atexit.register(stop_background)
-    _threads[:] = [each for each in _threads if each[0].is_alive()] + [(thread, stop)]
-    thread.start()
-    return thread
+    with held(workspace.ledger, retire_resource(server.project)) as lease:
+        removal = _Removal(workspace.ledger, server, lease, time.monotonic() + seconds, keys_per_second, scan)
+        fills = workspace.ledger.fills(states=("retired",))
+        return [fill.fill for fill in fills if removal.remove(fill, specs.get(fill.view))]
 
 
-def stop_background(grace_s: float = GRACE_S) -> None:
-    """End the threads of this process: those that are nearly done get a moment."""
-    deadline = time.monotonic() + grace_s
-    for thread, _ in _threads:
-        thread.join(max(deadline - time.monotonic(), 0))
-    for thread, stop in _threads:
-        stop.set()
-        thread.join(grace_s)
-    _threads.clear()
+@dataclass(frozen=True)
+class _Removal:
+    """The removal of retired fills, until a time of the monotonic clock."""
 
+    ledger: Ledger
+    server: OnlineServer
+    lease: Lease
+    until: float
+    keys_per_second: float
+    scan: int
 
-class _Retirement:
-    """The removal of the retired fills of one project."""
+    def remove(self, fill: Fill, spec: EmbeddingSpec | None) -> bool:
+        """Whether nothing is left of a fill; of a view that is not declared any more, nothing is."""
+        if self._over or self._written(fill) or (spec is not None and not self._removed(fill, spec)):
+            return False
+        Retirements(self.ledger).finish(fill.fill)
+        reached("retired")
+        return True
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        server: OnlineServer,
-        specs: dict[str, EmbeddingSpec],
-        stopped: Callable[[], bool],
-        keys_per_second: float,
-    ) -> None:
-        self.ledger, self.server, self.specs = workspace.ledger, server, specs
-        self._stopped = stopped
-        self._rate = keys_per_second
-
-    def run(self) -> list[str]:
-        """Remove one fill after the other; the names of those that are gone."""
-        gone: list[str] = []
-        with held(self.ledger, retire_resource(self.server.project)) as lease:
-            for fill in self.ledger.fills(states=("retired",)):
-                if self._stopped():
-                    break
-                if self._written(fill):
-                    continue
-                if fill.view in self.specs and not self._remove(fill, self.specs[fill.view].join_key, lease):
-                    break
-                self._finish(fill)
-                gone.append(fill.fill)
-        return gone
+    @property
+    def _over(self) -> bool:
+        return time.monotonic() >= self.until
 
     def _written(self, fill: Fill) -> bool:
         """Whether a tick is open that may still write to the fill: it was recorded before the fill was retired."""
         tick = self.ledger.open_tick(fill.view, "incremental")
         return tick is not None and fill.fill in tick.fills
 
-    def _remove(self, fill: Fill, join_key: str, lease: Lease) -> bool:
-        """Remove the fill's fields from every entity; False if it was stopped."""
-        started, looked = time.monotonic(), 0
-        place = FillPlace(fill.view, join_key, fill.fill, EMBEDDING)
-        for at in fill_removal(self.server, place, self._place(fill)):
-            looked += SCAN_COUNT
+    def _removed(self, fill: Fill, spec: EmbeddingSpec) -> bool:
+        """Remove the fill's fields from every entity; False if the time was over before."""
+        place, retirements = FillPlace(fill.view, spec.join_key, fill.fill, EMBEDDING), Retirements(self.ledger)
+        known, began, looked = retirements.removed(fill.fill), time.monotonic(), 0
+        start = None if known is None else ScanPlace(**asdict(known))
+        for at in fill_removal(self.server, place, start, self.scan):
             reached("retiring")
-            lease.check()
-            if self._stopped():
-                return False
-            time.sleep(max(started + looked / self._rate - time.monotonic(), 0))
+            self.lease.check()
+            looked += self.scan
             if at is not None:
-                self._keep_place(fill, at)
+                retirements.keep(fill.fill, Removed(**asdict(at)))
+                if self._over:
+                    return False
+            time.sleep(max(began + looked / self.keys_per_second - time.monotonic(), 0))
         return True
-
-    def _place(self, fill: Fill) -> ScanPlace | None:
-        """Where to go on."""
-        with self.ledger.reading() as connection:
-            row = connection.execute(sa.select(retirements).where(retirements.c.fill == fill.fill)).mappings().first()
-        return None if row is None else ScanPlace(row["server"], int(row["cursor"]), row["seen"], row["keys"])
-
-    def _keep_place(self, fill: Fill, place: ScanPlace) -> None:
-        values = {**asdict(place), "fill": fill.fill, "cursor": str(place.cursor)}
-        with self.ledger.transaction() as connection:
-            connection.execute(sa.delete(retirements).where(retirements.c.fill == fill.fill))
-            connection.execute(sa.insert(retirements).values(**values))
-
-    def _finish(self, fill: Fill) -> None:
-        with self.ledger.transaction() as connection:
-            connection.execute(sa.delete(retirements).where(retirements.c.fill == fill.fill))
-        self.ledger.update_fill(fill.fill, state="removed")
-        reached("retired")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
-from feast_embeddings.materialize.files.workspace import Workspace, cutover_resource, refresh_resource, view_resource
-from feast_embeddings.materialize.ledger.leases import held
+from feast_embeddings.materialize.declare import EmbeddingSpec
+from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.ledger.leases import cutover_resource, held, refresh_resource, view_resource
 from feast_embeddings.materialize.stream.sharing import paused
 
 CUTOVER_WAIT_S = 30.0

@@ -9,7 +9,7 @@ from repo_fixture import ITEMS, USERS, MakeRepo, at, day, moment, shop
 from typer.testing import CliRunner
 
 from feast_embeddings.materialize import nearest
-from feast_embeddings.materialize.cli import main
+from feast_embeddings.materialize.cli import app, main
 from feast_embeddings.models import AutoEncoder, load_encoder
 
 RUN = CliRunner()
@@ -22,7 +22,7 @@ def test_its_vectors_are_served_as_encoded_and_found_again_in_history(policy: st
     repo.deliver(shop(8), "shop")
     repo.apply()
     options = ["--kind", "autoencoder", "--variant", "denoising", "--epochs", "2", "--context", "10"]
-    done = RUN.invoke(main.app, ["train", "-C", str(repo.folder), *options, "--until", "2024-03-05"])
+    done = RUN.invoke(app, ["train", "-C", str(repo.folder), *options, "--until", "2024-03-05"])
     assert done.exit_code == 0, done.output
     encoder = load_encoder(repo.folder / "data" / "encoders" / "main")
     assert isinstance(encoder, AutoEncoder)
@@ -47,7 +47,7 @@ def test_the_nearest_items_are_those_that_the_reconstruction_weighs_most(make_re
     repo = make_repo()
     repo.deliver(shop(6), "shop")
     repo.apply()
-    done = RUN.invoke(main.app, ["train", "-C", str(repo.folder), "--kind", "autoencoder", "--epochs", "1"])
+    done = RUN.invoke(app, ["train", "-C", str(repo.folder), "--kind", "autoencoder", "--epochs", "1"])
     assert done.exit_code == 0, done.output
     repo.apply()
     with at(day(6)):
@@ -62,6 +62,6 @@ def test_the_nearest_items_are_those_that_the_reconstruction_weighs_most(make_re
 def test_an_unknown_kind_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["feast-embeddings", "train", "--kind", "magic"])
     with pytest.raises(SystemExit):
-        main.main()
+        main()
     shown = capsys.readouterr().err
     assert "Encoder kind 'magic' cannot be trained: choose sequence, autoencoder or adversarial" in shown

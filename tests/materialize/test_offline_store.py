@@ -12,7 +12,7 @@ from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.types import Float64
 from served_fixture import BEHAVIORS, build, day, first, items
 
-from feast_embeddings.materialize.declare.views import pinned
+from feast_embeddings.materialize.declare import pinned
 from feast_embeddings.models.errors import DeclarationError, SpaceError
 
 pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an experimental feature:RuntimeWarning")

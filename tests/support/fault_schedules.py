@@ -27,7 +27,6 @@ from repo_fixture import (
     StoppedError,
     at,
     day,
-    retiring_at_once,
     retiring_never,
     rows,
     shop,
@@ -298,7 +297,7 @@ def _killed(schedule: Schedule, repo: SmallRepo, job: Job, at_step: int, said: P
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with retiring_at_once(), at(day(job.day)), listening(listener), Path(os.devnull).open("w") as nowhere:
+    with at(day(job.day)), listening(listener), Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
         schedule._command(job)

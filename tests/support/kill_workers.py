@@ -16,12 +16,12 @@ import psutil
 from repo_fixture import SmallRepo
 from stream_fixture import SINCE, behavior, send
 
-from feast_embeddings.materialize.cli.stream import stream
+from feast_embeddings.materialize.cli import app
 from feast_embeddings.materialize.stream.recompute import Replayed, replay_stream
 from feast_embeddings.materialize.stream.sharing import workers_there
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["feast_embeddings.materialize.cli.stream"])
+_context.set_forkserver_preload(["feast_embeddings.materialize.cli"])
 
 
 @dataclass
@@ -38,17 +38,17 @@ class Outcome:
     exits: list[int | None] = field(default_factory=list)
 
 
-def _work(folder: str, kafka: dict[str, str]) -> None:
+def _work(folder: str) -> None:
     """What a worker process does: the command, but for the start of its interpreter."""
     warnings.simplefilter("ignore")
     os.chdir(folder)
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        stream(lease_s=3, lateness=None, **kafka)  # type: ignore[arg-type]
+        app(["stream", "--lease-s", "3", "--lateness", "36500d"], standalone_mode=False)
 
 
-def spawn(**options: str) -> Any:
+def spawn() -> Any:
     """A worker process in the present folder."""
-    process = _context.Process(target=_work, args=(str(Path.cwd()), options), daemon=True)
+    process = _context.Process(target=_work, args=(str(Path.cwd()),), daemon=True)
     process.start()
     return process
 

@@ -24,13 +24,12 @@ from repo_fixture import (
     at,
     batch_bytes,
     day,
-    retiring_at_once,
     shop,
     tiny_encoder,
 )
 
-from feast_embeddings.materialize.files.embedding_log import matrix_of
-from feast_embeddings.materialize.retrieval.served import served_vectors
+from feast_embeddings.materialize.files.staged import matrix_of
+from feast_embeddings.materialize.retrieval import served_vectors
 from feast_embeddings.materialize.ticks import runner
 from feast_embeddings.materialize.ticks.milestones import listening
 from feast_embeddings.models.errors import LeaseError
@@ -157,12 +156,11 @@ class OverlapSchedule(Schedule):
 
 @contextmanager
 def quick() -> Iterator[None]:
-    """No waiting for a job that stands still in this thread; retired fills are removed at the end of each job."""
+    """No waiting for a job that stands still in this thread."""
     before = runner.LAST_ROUND_WAIT_S, runner.TICKS_WAIT_S
     runner.LAST_ROUND_WAIT_S = runner.TICKS_WAIT_S = 0.0  # type: ignore[misc]
     try:
-        with retiring_at_once():
-            yield
+        yield
     finally:
         runner.LAST_ROUND_WAIT_S, runner.TICKS_WAIT_S = before  # type: ignore[misc]
 

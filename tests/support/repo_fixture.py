@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,17 +19,16 @@ from feast import Entity, FeatureService, FeatureStore, FeatureView
 
 from feast_embeddings.materialize import engine
 from feast_embeddings.materialize.clock import SimulatedClock, simulated
-from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.declare import EmbeddingSpec, behaviors_of, embedding_specs
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.records import Fill, Tick
 from feast_embeddings.materialize.online import FillPlace, FillRows, HistoryPlace, OnlineServer, read_fill, read_history
 from feast_embeddings.materialize.serving import Vectors, read_vectors
 from feast_embeddings.materialize.ticks.milestones import listening
 from feast_embeddings.materialize.ticks.runner import Outcome, Runner
-from feast_embeddings.materialize.upkeep.retire import retire
+from feast_embeddings.materialize.upkeep import retire
 from feast_embeddings.models import HistoryBatch, ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
-from feast_embeddings.models.errors import LeaseError
 from feast_embeddings.models.types import Ids
 from feast_embeddings.transformations import Behaviors
 
@@ -71,7 +70,9 @@ from datetime import timedelta
 
 from feast import Entity, ValueType
 
-from feast_embeddings.materialize import Full, Hybrid, Incremental, embedding_view, history_view, item_embedding_view
+from feast_embeddings.materialize import (
+    EncoderRef, Full, Hybrid, Incremental, Inputs, Serving, embedding_view, history_view, item_embedding_view,
+)
 from feast_embeddings.transformations import (
     BehaviorContract, BehaviorType, CleaningRules, activity_view, behavior_source, behaviors_view,
 )
@@ -85,10 +86,11 @@ contract = BehaviorContract(
 log = behavior_source("behavior_log", path="data/behaviors", contract=contract)
 behaviors = behaviors_view("behaviors", entity=user, source=log, contract=contract, rules=CleaningRules({rules}))
 history = history_view("history", entity=user, behaviors=behaviors)
+main = EncoderRef("main", dim={dim})
 user_embedding = embedding_view(
-    "user_embedding", entity=user, behaviors=behaviors, history=history, encoder="main", dim={dim}, policy={policy},
+    "user_embedding", entity=user, inputs=Inputs(behaviors, history), encoder=main, policy={policy},
 )
-item_embedding = item_embedding_view("item_embedding", entity=item, encoder="main", dim={dim})
+item_embedding = item_embedding_view("item_embedding", entity=item, encoder=main)
 """
 
 
@@ -350,29 +352,15 @@ def batch_bytes(batch: HistoryBatch) -> tuple[bytes, ...]:
     return tuple(column.tobytes() for column in columns)
 
 
-def retiring_at_once() -> AbstractContextManager[None]:
-    """Jobs of the engine remove retired fills before they end, where they would leave it to a thread."""
-
-    def at_once(*repo: Any) -> None:
-        with suppress(LeaseError):
-            retire(*repo)
-
-    return _retiring(at_once)
-
-
-def retiring_never() -> AbstractContextManager[None]:
-    """Jobs of the engine leave retired fills to others."""
-    return _retiring(lambda *_: None)
-
-
 @contextmanager
-def _retiring(how: Callable[..., None]) -> Iterator[None]:
-    before = engine.retire_in_background
-    engine.retire_in_background = how
+def retiring_never() -> Iterator[None]:
+    """Jobs of the engine have no time for retired fills."""
+    before = engine.RETIRE_S
+    engine.RETIRE_S = 0.0  # type: ignore[misc]
     try:
         yield
     finally:
-        engine.retire_in_background = before
+        engine.RETIRE_S = before  # type: ignore[misc]
 
 
 MakeRepo = Callable[..., SmallRepo]

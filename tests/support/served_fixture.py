@@ -13,8 +13,15 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64
 
 from feast_embeddings.materialize.clock import simulated
-from feast_embeddings.materialize.declare.policy import Incremental
-from feast_embeddings.materialize.declare.views import embedding_view, history_view, spec_of
+from feast_embeddings.materialize.declare import (
+    EncoderRef,
+    Incremental,
+    Inputs,
+    Serving,
+    embedding_view,
+    history_view,
+    spec_of,
+)
 from feast_embeddings.materialize.files.embedding_log import LogStamp
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.records import Tick
@@ -170,12 +177,10 @@ def declare(user: Entity, contract: BehaviorContract) -> list:
     embedding = embedding_view(
         "user_embedding",
         entity=user,
-        behaviors=behaviors,
-        history=history,
-        encoder="shop",
-        dim=2,
+        inputs=Inputs(behaviors, history),
+        encoder=EncoderRef("shop", dim=2),
         policy=Incremental(),
-        ttl=timedelta(days=30),
+        serve=Serving(ttl=timedelta(days=30)),
     )
     scores = FeatureView(
         name="scores",

@@ -11,20 +11,13 @@ import pytest
 import redis
 import yaml
 from feast import FeatureStore
-from repo_fixture import SmallRepo, retiring_at_once
+from repo_fixture import SmallRepo
 from servers_fixture import BINARIES, running
 
 from feast_embeddings.materialize.online import client_name, detach, embedded_server
 
 STORE = "feast_embeddings.materialize.online_store.EmbeddingOnlineStore"
 SERVERS = ["embedded", *(name for name in BINARIES if name == "redis-server")]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _retired_at_once() -> Iterator[None]:
-    """No thread of a test works on in the next one; `test_retirement.py` tests the threads."""
-    with retiring_at_once():
-        yield
 
 
 @pytest.fixture(scope="session", params=SERVERS)

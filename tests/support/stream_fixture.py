@@ -12,8 +12,6 @@ import pyarrow.compute as pc
 from repo_fixture import SmallRepo, day, rows, shop
 from ticks_fixture import started
 
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import behaviors_of
 from feast_embeddings.materialize.ledger.leases import Lease
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.stream.micro_batch import MicroBatches
@@ -69,9 +67,7 @@ class ByHand:
         self.lease = Lease(self.workspace.ledger, f"lane {LANE} by hand", 60)
         self.lease.acquire()
         spec = repo.spec()
-        log = BehaviorLog.of(
-            behaviors_of(repo.store.registry, repo.project, spec), self.workspace.root, self.workspace.ledger
-        )
+        log = self.workspace.behavior_log(repo.store.registry, repo.project, spec)
         work = ViewWork(self.workspace, repo.server, spec, log, self.lease)
         work.ledger = self.workspace.ledger.under(self.lease.renew)
         self.ticks = MicroBatches(work, repo.project, LANE, lateness_us)

@@ -12,8 +12,8 @@ from ticks_fixture import started, tick_at
 from feast_embeddings.materialize.serving import Vectors, read_vectors
 
 NEW, OTHER = 900, 901
-PLAIN = 'item_embedding_view("item_embedding", entity=item, encoder="main", dim=8)'
-FOLLOWING = PLAIN.replace("dim=8", "dim=8, unseen=user_embedding")
+PLAIN = 'item_embedding_view("item_embedding", entity=item, encoder=main)'
+FOLLOWING = PLAIN.replace("encoder=main", "encoder=main, unseen=user_embedding")
 
 
 def following(make_repo: MakeRepo, policy: str = "Incremental(alpha=0.5)", start: Any = started) -> SmallRepo:

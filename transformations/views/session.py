@@ -36,6 +36,7 @@ Columns = Mapping[str, Sequence[Any]]
 _SOURCE: Final = """\
 def session_embedding(inputs):
     from feast_embeddings.transformations import session_vectors
+    from feast_embeddings.transformations.views.session import session_vectors
 
     return session_vectors(inputs, {spec!r})
 """

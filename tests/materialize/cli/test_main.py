@@ -10,9 +10,8 @@ from feast import FeatureService, FeatureStore
 from repo_fixture import MakeRepo, at, day, shop, tiny_encoder
 from typer.testing import CliRunner
 
-from feast_embeddings.materialize.cli import main
-from feast_embeddings.materialize.demo.scaffold import write_repo
-from feast_embeddings.materialize.demo.shop import write_shop
+from feast_embeddings.materialize.cli import app, main
+from feast_embeddings.materialize.demo import write_repo, write_shop
 from feast_embeddings.models import load_encoder
 
 RUN = CliRunner()
@@ -22,7 +21,7 @@ def _main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The exit status of ``feast-embeddings <arguments>``."""
     monkeypatch.setattr("sys.argv", ["feast-embeddings", *arguments])
     with pytest.raises(SystemExit) as caught:
-        main.main()
+        main()
     return int(caught.value.code or 0)
 
 
@@ -33,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_init_writes_a_repo_that_declares_what_the_template_does(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = RUN.invoke(main.app, ["init", "My Shop-2"])
+    done = RUN.invoke(app, ["init", "My Shop-2"])
     assert done.exit_code == 0, done.output
     assert "feast apply" in done.output
     folder = here / "My Shop-2"
@@ -74,7 +73,7 @@ def test_train_puts_an_encoder_where_it_is_declared(here: Path, monkeypatch: pyt
     names = ("user", "item", "behaviors", "history", "user_embedding", "item_embedding")
     FeatureStore(".").apply([declared[name] for name in names])
     monkeypatch.chdir(here)
-    done = RUN.invoke(main.app, ["train", "-C", "shop", "--epochs", "1", "--context", "8", "--until", "2024-03-10"])
+    done = RUN.invoke(app, ["train", "-C", "shop", "--epochs", "1", "--context", "8", "--until", "2024-03-10"])
     assert done.exit_code == 0, done.output
     encoder = load_encoder(folder / "data" / "encoders" / "main")
     assert (encoder.dim, encoder.context) == (64, 8)
@@ -89,7 +88,7 @@ def test_status_and_rollback_show_and_switch_generations(
     repo.deliver(shop(6), "shop")
     repo.encode_with(tiny_encoder(1))
     monkeypatch.setenv("COLUMNS", "200")
-    assert "none" in RUN.invoke(main.app, ["status"]).output
+    assert "none" in RUN.invoke(app, ["status"]).output
     assert _main(monkeypatch, "rollback", "main") == 1
     assert capsys.readouterr().err == (
         "SpaceError: Encoder 'main' has no retained generation to roll back to: run `feast materialize`.\n"
@@ -100,10 +99,10 @@ def test_status_and_rollback_show_and_switch_generations(
     with at(day(4)):
         repo.materialize(day(4))
     capsys.readouterr()
-    shown = RUN.invoke(main.app, ["status"]).output
+    shown = RUN.invoke(app, ["status"]).output
     for words in ("main", old, new, "live", "retained", "2024-03-05 00:00:00 UTC", "Incremental"):
         assert words in shown, words
-    done = RUN.invoke(main.app, ["rollback", "main", "--repo", str(repo.folder)])
+    done = RUN.invoke(app, ["rollback", "main", "--repo", str(repo.folder)])
     assert done.exit_code == 0, done.output
     assert "Generation 3 of encoder 'main' is live" in done.output
     assert repo.vectors().space == repo.vectors("item_embedding").space == old

@@ -21,7 +21,7 @@ from feast_embeddings.materialize.online import (
     feature_field,
 )
 from feast_embeddings.materialize.serving import read_vectors
-from feast_embeddings.materialize.upkeep.restore import restore
+from feast_embeddings.materialize.upkeep import restore
 from feast_embeddings.models.errors import DeclarationError, OnlineStoreError, SpaceError
 
 BYTES = {"float16": 1 + 2 * DIM, "int8": 1 + 4 + DIM}
@@ -95,10 +95,10 @@ def test_bytes_that_are_no_vector_are_refused():
 
 def _lived(make_repo, storage):
     """A refresh and two ticks that blend, user and item vectors in one storage."""
-    repo = make_repo(policy=f"Incremental(alpha=0.5), storage={storage!r}")
+    repo = make_repo(policy=f"Incremental(alpha=0.5), serve=Serving(storage={storage!r})")
     file = repo.folder / "definitions.py"
     items = 'item_embedding_view("item_embedding", '
-    file.write_text(file.read_text().replace(items, f"{items}storage={storage!r}, "))
+    file.write_text(file.read_text().replace(items, f"{items}serve=Serving(storage={storage!r}), "))
     repo.deliver(shop(6), "shop")
     repo.encode_with(tiny_encoder(1))
     with at(day(3)):
@@ -160,7 +160,7 @@ def test_rows_from_before_the_storage_changed_keep_their_bits(make_repo):
         repo.run(day(3), "item_embedding", refresh=True)
         repo.run(day(3), refresh=True)
     before = repo.vectors().values
-    repo.declare("Incremental(alpha=0.5), storage='int8'")
+    repo.declare("Incremental(alpha=0.5), serve=Serving(storage='int8')")
     repo.apply()
     tick_at(repo, 4)
 
@@ -177,6 +177,6 @@ def test_rows_from_before_the_storage_changed_keep_their_bits(make_repo):
 
 
 def test_an_unknown_storage_is_refused(make_repo):
-    repo = make_repo(policy="Incremental(), storage='int4'")
-    with pytest.raises(DeclarationError, match="storage='int4' is unknown: use one of 'float32', 'float16', 'int8'"):
+    repo = make_repo(policy="Incremental(), serve=Serving(storage='int4')")
+    with pytest.raises(DeclarationError, match=r"storage='int4'\) is unknown: use one of 'float32', 'float16', 'int8'"):
         repo.apply()

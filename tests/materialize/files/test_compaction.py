@@ -16,7 +16,7 @@ from feast_embeddings.materialize.files.appended import part_range, parts_of, ro
 from feast_embeddings.materialize.files.compaction import Compacted, Compaction
 from feast_embeddings.materialize.stream.recompute import replay_stream
 from feast_embeddings.materialize.stream.sharing import paused
-from feast_embeddings.materialize.upkeep.erase import forget
+from feast_embeddings.materialize.upkeep import forget
 
 pytestmark = pytest.mark.filterwarnings("ignore:Stream feature views are experimental:RuntimeWarning")
 TICKS = 12

@@ -8,7 +8,7 @@ from repo_fixture import USERS, MakeRepo, day, tiny_encoder
 from ticks_fixture import started, tick_at
 
 from feast_embeddings.materialize import Full, Hybrid, Incremental
-from feast_embeddings.materialize.declare.policy import Policy
+from feast_embeddings.materialize.declare import Policy
 from feast_embeddings.materialize.learning.backtest import Backtest, Candidate, Questions, declaration, scheduled
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.errors import DeclarationError

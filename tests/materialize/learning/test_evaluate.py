@@ -12,7 +12,7 @@ from repo_fixture import USERS, MakeRepo, SmallRepo, at, day, shop, tiny_encoder
 from typer.testing import CliRunner
 
 from feast_embeddings.materialize import Full, Hybrid, Incremental
-from feast_embeddings.materialize.cli import main
+from feast_embeddings.materialize.cli import app
 from feast_embeddings.materialize.learning.backtest import Candidate, Replayed, Spent
 from feast_embeddings.materialize.learning.evaluate import around, asked, evaluate_policies
 from feast_embeddings.materialize.learning.frontier import Frontier, draw
@@ -35,7 +35,7 @@ def test_the_encoder_stands_beside_every_baseline(make_repo: MakeRepo, monkeypat
     repo_with_log(make_repo)
     monkeypatch.setenv("COLUMNS", "200")
     with at(day(9)):
-        done = RUN.invoke(main.app, ["evaluate", "--at", SPLIT, "--json", "found.json", "--resamples", "20"])
+        done = RUN.invoke(app, ["evaluate", "--at", SPLIT, "--json", "found.json", "--resamples", "20"])
     assert done.exit_code == 0, done.output
     found = json.loads(Path("found.json").read_text())
     assert set(found["methods"]) == {"main", *BASELINES}
@@ -47,7 +47,7 @@ def test_policies_are_weighed_and_one_is_recommended(make_repo: MakeRepo) -> Non
     repo_with_log(make_repo, "Hybrid(alpha=0.4, full_every='2d')")
     with at(day(9)):
         arguments = ["--at", SPLIT, "--resamples", "20", "--max-cost", "0.9", "--plot", "frontier.png"]
-        done = RUN.invoke(main.app, ["evaluate", "--policies", *arguments, "--json", "found.json"])
+        done = RUN.invoke(app, ["evaluate", "--policies", *arguments, "--json", "found.json"])
     assert done.exit_code == 0, done.output
     found = json.loads(Path("found.json").read_text())
     assert f"policy={found['recommended']}," in done.output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,10 @@ import pytest
 import torch
 from feast import FeatureStore
 from repo_fixture import ITEMS, MakeRepo, SmallRepo, at, day, rows, shop, tiny_encoder
-from rich.console import Console
 from typer.testing import CliRunner
 
 from feast_embeddings.materialize import read_vectors, search
-from feast_embeddings.materialize.cli import main
-from feast_embeddings.materialize.cli.explain import draw_explanation, print_explanation
+from feast_embeddings.materialize.cli import app
 from feast_embeddings.materialize.learning.explain import explain_entity
 from feast_embeddings.models import TextEncoder, TextModel
 from feast_embeddings.models.errors import DeclarationError, TickError
@@ -60,7 +57,7 @@ def test_the_served_vector_is_explained_by_the_history_online(repo: SmallRepo) -
 def test_the_command_prints_tables_and_draws_a_picture(repo: SmallRepo, tmp_path: Path) -> None:
     with at(day(3.2)):
         arguments = ["explain", "--entity", "user", "--id", "3", "--out", str(tmp_path / "why.png")]
-        done = CliRunner().invoke(main.app, arguments)
+        done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert "109" in done.output
     assert " new" in done.output
@@ -71,19 +68,19 @@ def test_the_command_prints_tables_and_draws_a_picture(repo: SmallRepo, tmp_path
 
 @pytest.mark.parametrize("method", ["attention", "deletion"])
 def test_other_methods_print_too(repo: SmallRepo, method: str) -> None:
-    console = Console(file=io.StringIO(), width=120)
     with at(day(3.2)):
-        print_explanation(explain_entity(repo.store, "user", "3", method=method), console)
-    assert "purchase" in console.file.getvalue() or "view" in console.file.getvalue()
+        done = CliRunner().invoke(app, ["explain", "--entity", "user", "--id", "3", "--method", method])
+    assert done.exit_code == 0, done.output
+    assert "purchase" in done.output or "view" in done.output
 
 
 def test_a_layer_below_the_last_is_said_to_be_one(repo: SmallRepo, tmp_path: Path) -> None:
-    console = Console(file=io.StringIO(), width=120)
+    picture = tmp_path / "layer.png"
     with at(day(3.2)):
-        found = explain_entity(repo.store, "user", 3, layer=0)
-    print_explanation(found, console)
-    assert "after 0 blocks" in console.file.getvalue()
-    draw_explanation(found, tmp_path / "layer.png")
+        arguments = ["explain", "--entity", "user", "--id", "3", "--layer", "0", "--out", str(picture)]
+        done = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
+    assert "after 0 blocks" in done.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_has_no_vector_or_name_is_refused(repo: SmallRepo) -> None:

@@ -12,10 +12,10 @@ from ticks_fixture import active_in, started, tick_at
 from typer.testing import CliRunner
 
 from feast_embeddings.materialize import Neighbors, nearest
-from feast_embeddings.materialize.cli import main
+from feast_embeddings.materialize.cli import app, main
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.ticks.cutover import Cutovers
-from feast_embeddings.materialize.upkeep.erase import forget
+from feast_embeddings.materialize.upkeep import forget
 from feast_embeddings.models import AlignedEncoder, Alignment, load_encoder, read_manifest, save_encoder
 from feast_embeddings.models.errors import SpaceError
 
@@ -97,7 +97,7 @@ def test_an_aligned_encoder_is_served_near_the_old_vectors(make_repo: MakeRepo) 
 
     # when it is aligned, applied and materialized
     declared = repo.folder / "data" / "encoders" / "main"
-    done = CliRunner().invoke(main.app, ["align", str(kept), str(repo.folder / "new"), str(declared)])
+    done = CliRunner().invoke(app, ["align", str(kept), str(repo.folder / "new"), str(declared)])
     assert done.exit_code == 0, done.output
     assert "common neighbors" in done.output
     repo.apply()
@@ -126,7 +126,7 @@ def test_encoders_without_anything_in_common_are_refused_with_their_figures(
         save_encoder(tiny_encoder(seed), repo.folder / str(seed))
     monkeypatch.setattr("sys.argv", ["feast-embeddings", "align", "1", "2", "out"])
     with pytest.raises(SystemExit):
-        main.main()
+        main()
     told = capsys.readouterr().err
     assert told.startswith("SpaceError: Space ")
     assert "30 shared items, relative residual" in told

@@ -10,7 +10,8 @@ import pytest
 from fuzz_payloads import messages
 from sources_fixture import CONTRACT, T0
 
-from feast_embeddings.materialize.stream.payloads import decode, raw_schema, to_arrow_payload
+from feast_embeddings.materialize.files.appended import raw_schema
+from feast_embeddings.materialize.stream.payloads import decode, to_arrow_payload
 from feast_embeddings.transformations import BehaviorContract, BehaviorType, CleaningRules, prepare
 
 GOOD = {"user": 5, "item": 7, "at": "2024-03-01T00:00:00Z", "id": "a"}

@@ -20,7 +20,7 @@ from feast_embeddings.materialize.stream.declared import make_worker
 from feast_embeddings.materialize.stream.payloads import decode
 from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
 from feast_embeddings.materialize.stream.worker import StreamOptions
-from feast_embeddings.materialize.upkeep.erase import forget
+from feast_embeddings.materialize.upkeep import forget
 from feast_embeddings.transformations import contract_of
 
 PUSHED = '), push=str("behaviors"'  # closes the rules of the fixture's declaration

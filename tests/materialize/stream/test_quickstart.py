@@ -18,7 +18,7 @@ from feast.repo_config import load_repo_config
 from feast.repo_operations import apply_total
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.demo.scaffold import write_repo
+from feast_embeddings.materialize.demo import write_repo
 from feast_embeddings.materialize.online import detach
 from feast_embeddings.models import ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
 

@@ -8,7 +8,7 @@ import pytest
 from repo_fixture import HOUR, MakeRepo, SmallRepo, StoppedError, at, day, stopping_at
 from stream_fixture import SINCE, by_hand, clicks, send, streamed
 
-from feast_embeddings.materialize.upkeep.restore import restore
+from feast_embeddings.materialize.upkeep import restore
 
 pytestmark = pytest.mark.filterwarnings("ignore:Stream feature views are experimental:RuntimeWarning")
 

@@ -26,11 +26,10 @@ from repo_fixture import (
 from ticks_fixture import started
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.files.workspace import refresh_resource, view_resource
-from feast_embeddings.materialize.ledger.leases import held
+from feast_embeddings.materialize.ledger.leases import held, refresh_resource, view_resource
 from feast_embeddings.materialize.ticks import runner
 from feast_embeddings.materialize.ticks.milestones import CATCH_UP, TICK, listening
-from feast_embeddings.materialize.upkeep.restore import restore
+from feast_embeddings.materialize.upkeep import restore
 from feast_embeddings.models.errors import LeaseError
 
 CREATED = 'created_time="created"'

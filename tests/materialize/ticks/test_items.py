@@ -14,8 +14,7 @@ from unseen_fixture import NEW, OTHER, PLAIN, both, came, following, placed, rea
 
 from feast_embeddings.materialize.serving import nearest
 from feast_embeddings.materialize.ticks.milestones import ITEM_TICK
-from feast_embeddings.materialize.upkeep.erase import forget
-from feast_embeddings.materialize.upkeep.restore import restore
+from feast_embeddings.materialize.upkeep import forget, restore
 from feast_embeddings.models.errors import DeclarationError
 
 STRANGER = 77
@@ -253,10 +252,9 @@ def test_refreshes_of_a_view_that_has_no_other_ticks_are_followed(make_repo: Mak
 def test_a_view_that_cannot_be_followed_is_refused(make_repo: MakeRepo, unseen: str, words: str) -> None:
     repo = make_repo()
     file = repo.folder / "definitions.py"
-    other = 'other = embedding_view("other", entity=user, behaviors=behaviors, history=history, encoder="b", dim=8, '
-    text = file.read_text().replace(
-        PLAIN, f"{other}policy=Full())\n{PLAIN.replace('dim=8', f'dim=8, unseen={unseen}')}"
-    )
+    other = 'other = embedding_view("other", entity=user, inputs=Inputs(behaviors, history), policy=Full(), '
+    following = PLAIN.replace("encoder=main", f"encoder=main, unseen={unseen}")
+    text = file.read_text().replace(PLAIN, f"{other}encoder=EncoderRef('b', dim=8))\n{following}")
     file.write_text(text)
     with pytest.raises(DeclarationError, match=words):
         runpy.run_path(str(file))

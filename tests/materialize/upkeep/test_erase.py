@@ -24,9 +24,8 @@ from repo_fixture import (
 from ticks_fixture import started, tick_at
 from typer.testing import CliRunner
 
-from feast_embeddings.materialize.cli import main
-from feast_embeddings.materialize.files.workspace import cutover_resource, view_resource
-from feast_embeddings.materialize.ledger.leases import held
+from feast_embeddings.materialize.cli import app
+from feast_embeddings.materialize.ledger.leases import cutover_resource, held, view_resource
 from feast_embeddings.materialize.ledger.tombstones import Tombstones
 from feast_embeddings.materialize.online import entity_keys
 from feast_embeddings.materialize.serving import nearest
@@ -290,11 +289,11 @@ def test_the_command_prints_a_receipt(make_repo: MakeRepo, monkeypatch: pytest.M
     monkeypatch.setenv("COLUMNS", "200")
     repo = started(make_repo)
     command = ["forget", "--entity", "user", "--id", str(GONE), "--repo", str(repo.folder)]
-    done = CliRunner().invoke(main.app, command)
+    done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     for words in ("Erased user 3", "embedding log of user_embedding", "Redis: history", "Not changed: your table"):
         assert words in done.output, words
-    again = CliRunner().invoke(main.app, command)
+    again = CliRunner().invoke(app, command)
     assert again.exit_code == 0
     assert "Nothing was left of it here." in again.output
     _assert_gone(repo)

@@ -23,9 +23,8 @@ from repo_fixture import (
 from ticks_fixture import started, tick_at
 from typer.testing import CliRunner
 
-from feast_embeddings.materialize.cli import main
-from feast_embeddings.materialize.files.workspace import view_resource
-from feast_embeddings.materialize.ledger.leases import held
+from feast_embeddings.materialize.cli import app
+from feast_embeddings.materialize.ledger.leases import held, view_resource
 from feast_embeddings.materialize.online import Manifest, publish_manifest, read_manifest
 from feast_embeddings.materialize.upkeep.erase import forget
 from feast_embeddings.materialize.upkeep.restore import Restored, restore
@@ -218,7 +217,7 @@ def test_the_command_restores_and_says_what(make_repo: MakeRepo) -> None:
     repo = started(make_repo)
     before = repo.vectors()
     _lose(repo)
-    done = CliRunner().invoke(main.app, ["restore", "--repo", str(repo.folder)])
+    done = CliRunner().invoke(app, ["restore", "--repo", str(repo.folder)])
     assert done.exit_code == 0, done.output
     assert "Generation 1 of encoder 'main' is live" in done.output
     assert f"history: {int(before.found.sum())} rows written" in done.output

@@ -1,33 +1,27 @@
-"""Retired fills: removed in the background, at a bounded rate, taken up where it stopped."""
+"""Retired fills: removed at a bounded rate, some seconds per job, taken up where it stopped."""
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Any
 
 import numpy as np
 import pytest
 from repo_fixture import MakeRepo, SmallRepo, StoppedError, at, day, stopping_at
-from rich.console import Console
 from ticks_fixture import started
 from typer.testing import CliRunner
 
-from feast_embeddings.materialize import engine
-from feast_embeddings.materialize.cli import main
-from feast_embeddings.materialize.cli.status import print_status
+from feast_embeddings.materialize.cli import app
 from feast_embeddings.materialize.ledger.leases import held
-from feast_embeddings.materialize.online import OnlineServer
+from feast_embeddings.materialize.ledger.retirements import Retirements
 from feast_embeddings.materialize.ticks.milestones import listening
-from feast_embeddings.materialize.upkeep import retire as retirement
-from feast_embeddings.materialize.upkeep.retire import progress_of, retire, retire_in_background, stop_background
+from feast_embeddings.materialize.upkeep.retire import retire, retire_resource
 from feast_embeddings.models.errors import LeaseError
 
 
 @pytest.fixture
-def retired(make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch) -> SmallRepo:
-    """A repo with a retired fill, whose keys are looked at one or two at a time."""
-    monkeypatch.setattr(retirement, "SCAN_COUNT", 1)
+def retired(make_repo: MakeRepo) -> SmallRepo:
+    """A repo with a retired fill."""
     repo = started(make_repo)
     with at(day(5)):
         repo.run(day(5), refresh=True)
@@ -36,29 +30,23 @@ def retired(make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch) -> SmallRepo:
 
 
 def _retire(repo: SmallRepo, **options: Any) -> list[str]:
-    return retire(repo.workspace, repo.server, repo.store.registry, **options)
-
-
-def _background(repo: SmallRepo) -> threading.Thread | None:
-    store = repo.store
-    return retire_in_background(repo.workspace, OnlineServer.of(store.config), store.registry)
+    """Look at keys one or two at a time."""
+    return retire(repo.workspace, repo.server, repo.store.registry, scan=1, **options)
 
 
 def _first(repo: SmallRepo) -> str:
     return repo.fills()[0].fill
 
 
-def test_a_cutover_marks_fills_as_retired_and_leaves_their_rows_to_the_background(retired: SmallRepo) -> None:
+def test_a_cutover_marks_fills_as_retired_and_leaves_their_rows(retired: SmallRepo) -> None:
     first, before = _first(retired), retired.vectors().values.tobytes()
     assert [fill.state for fill in retired.fills()] == ["retired", "retained", "live"]
     assert retired.rows_of(first).found.any()
-    thread = _background(retired)
-    assert thread is not None
-    thread.join(60)
+    assert _retire(retired) == [first]
     assert [fill.state for fill in retired.fills()] == ["removed", "retained", "live"]
     assert not retired.rows_of(first).found.any()
     assert retired.vectors().values.tobytes() == before
-    assert _background(retired) is None, "nothing is left to do"
+    assert _retire(retired) == [], "nothing is left to do"
 
 
 def test_a_removal_that_stops_goes_on_from_there(retired: SmallRepo) -> None:
@@ -68,7 +56,7 @@ def test_a_removal_that_stops_goes_on_from_there(retired: SmallRepo) -> None:
         with stopping_at("retiring", 6), pytest.raises(StoppedError):
             _retire(retired)
         left = retired.rows_of(first).found.sum()
-        assert 0 < progress_of(retired.workspace.ledger, first) < 1
+        assert 0 < Retirements(retired.workspace.ledger).progress(first) < 1
         before = len(calls)
         assert _retire(retired) == [first]
     assert left <= total
@@ -122,43 +110,55 @@ def test_the_rate_is_bounded(retired: SmallRepo) -> None:
 
 
 def test_one_at_a_time(retired: SmallRepo) -> None:
-    resource = retirement.retire_resource(retired.project)
+    resource = retire_resource(retired.project)
     with held(retired.workspace.ledger, resource), pytest.raises(LeaseError, match="retirement of fills"):
         _retire(retired)
     assert _retire(retired) == [_first(retired)]
 
 
-def test_a_process_that_ends_does_not_wait_for_the_rest(retired: SmallRepo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retirement, "KEYS_PER_SECOND", 1)
-    thread = _background(retired)
-    assert thread is not None
-    began = time.monotonic()
-    stop_background(0.2)
-    assert time.monotonic() - began < 5
-    assert retired.fills()[0].state == "retired"
-    thread.join(30)
-    assert _retire(retired) == [_first(retired)]
+def test_the_seconds_are_bounded_and_the_rest_is_taken_up(retired: SmallRepo) -> None:
+    first = _first(retired)
+    assert _retire(retired, seconds=0) == []
+    assert retired.rows_of(first).found.any()
+    passes: list[list[str]] = []
+    while not passes or passes[-1][-1:] != ["retired"]:
+        passes.append([])
+        assert len(passes) < 1000
+        began = time.monotonic()
+        with listening(passes[-1].append):
+            _retire(retired, seconds=0.05, keys_per_second=500)
+        assert passes[-1].count("retiring") <= 500 * (time.monotonic() - began) + 1
+    assert len([each for each in passes if each]) > 1
+    assert not retired.rows_of(first).found.any()
+    fresh = retired_again(retired)
+    whole: list[str] = []
+    with listening(whole.append):
+        assert _retire(retired) == [fresh]
+    assert sum(each.count("retiring") for each in passes) <= whole.count("retiring") + 5, "nothing is looked at twice"
 
 
-def test_a_job_of_the_engine_takes_it_up_and_status_and_the_command_tell(
-    retired: SmallRepo, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "retire_in_background", retire_in_background)
-    console = Console(width=200, record=True)
+def test_a_job_of_the_engine_takes_it_up_and_status_and_the_command_tell(retired: SmallRepo) -> None:
     with stopping_at("retiring", 4), pytest.raises(StoppedError):
         _retire(retired)
-    print_status(retired.workspace, retired.store, console)
-    shown = console.export_text()
+    shown = CliRunner().invoke(app, ["status", "--repo", str(retired.folder)], env={"COLUMNS": "200"}).output
     assert "retiring, " in shown
     assert "% removed" in shown
     with at(day(5)):
         retired.incremental(day(5), ["item_embedding"])
-        stop_background(30)
     assert [fill.state for fill in retired.fills()] == ["removed", "retained", "live"]
     name = retired_again(retired)
-    done = CliRunner().invoke(main.app, ["retire", "--repo", str(retired.folder)])
+    done = CliRunner().invoke(app, ["retire", "--repo", str(retired.folder)])
     assert done.exit_code == 0, done.output
     assert f"Removed 1 retired fill(s): {name}" in done.output
+
+
+def test_what_hinders_the_removal_is_told_and_is_no_failure_of_the_job(
+    retired: SmallRepo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with held(retired.workspace.ledger, retire_resource(retired.project)), at(day(5)):
+        retired.incremental(day(5), ["item_embedding"])
+    assert "retired fills are left to a later job: retirement of fills of project" in capsys.readouterr().out
+    assert retired.fills()[0].state == "retired"
 
 
 def test_no_step_of_the_removal_touches_what_is_served(retired: SmallRepo) -> None:
