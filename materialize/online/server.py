@@ -49,7 +49,7 @@ class OnlineServer:
         chunk_rows: Rows that a tick sends between two looks at whether it should stop.
     """
 
-    chunk_rows = 1024
+    chunk_rows = 2048
 
     def __init__(self, project: str, address: Address, options: OnlineOptions) -> None:
         self.project, self.address, self.manifests = project, address, ManifestCache(project)
@@ -91,9 +91,10 @@ class OnlineServer:
 
     def open(self) -> Any:
         """The redis-py client; its errors are its own."""
-        if self._opened is None:
-            self._opened = _open(redis, Retry, self.address, self._options)
-        return self._opened
+        client = self._opened
+        if client is None:
+            client = self._opened = _open(redis, Retry, self.address, self._options)
+        return client
 
     def open_async(self) -> Any:
         """The client of redis-py's asyncio for the event loop that runs: connections belong to their loop."""
