@@ -30,9 +30,8 @@ from feast_embeddings.materialize.files.appended import (
 )
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, write_log
 from feast_embeddings.materialize.files.staged import replace_file
-from feast_embeddings.materialize.ledger.leases import Lease
+from feast_embeddings.materialize.ledger.leases import Lease, is_paused, lane_resource
 from feast_embeddings.materialize.ledger.offsets import StreamLedger
-from feast_embeddings.materialize.stream.sharing import is_paused, lane_resource
 from feast_embeddings.models.errors import LeaseError
 
 FEWEST: Final = 64

@@ -18,20 +18,21 @@ from dataclasses import dataclass
 from types import FrameType
 
 from feast_embeddings.materialize.ledger.database import Ledger
-from feast_embeddings.materialize.ledger.leases import Lease, held, holder
-from feast_embeddings.materialize.ledger.offsets import StreamLedger
-from feast_embeddings.materialize.stream.lane import LaneStats, LaneWork, OnTick
-from feast_embeddings.materialize.stream.metrics import StreamMetrics
-from feast_embeddings.materialize.stream.micro_batch import StreamTicks
-from feast_embeddings.materialize.stream.sharing import (
+from feast_embeddings.materialize.ledger.leases import (
+    Lease,
+    held,
+    holder,
     is_paused,
-    lane_name,
     lane_resource,
     lanes_held,
     left_resource,
     presence,
     workers_there,
 )
+from feast_embeddings.materialize.ledger.offsets import StreamLedger
+from feast_embeddings.materialize.stream.lane import LaneStats, LaneWork, OnTick
+from feast_embeddings.materialize.stream.metrics import StreamMetrics
+from feast_embeddings.materialize.stream.micro_batch import StreamTicks
 from feast_embeddings.materialize.stream.source import Source, lane_partitions
 from feast_embeddings.models.errors import DeclarationError, LeaseError
 
@@ -168,7 +169,7 @@ class StreamWorker:
         for number in range(self.options.lanes):
             if len(self._open) >= share or self._stop.is_set():
                 return
-            name = lane_name(number, self.options.lanes)
+            name = f"{number}/{self.options.lanes}"
             if name not in self._open:
                 self._take(name, lane_partitions(number, self.options.lanes, self.options.partitions))
 

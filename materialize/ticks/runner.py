@@ -15,11 +15,10 @@ from feast_embeddings.materialize.declare.policy import Due
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, refresh_resource, view_resource
-from feast_embeddings.materialize.ledger.leases import Lease, held, holder, new_owner
+from feast_embeddings.materialize.ledger.leases import Lease, held, holder, new_owner, paused
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
-from feast_embeddings.materialize.stream.sharing import paused
 from feast_embeddings.materialize.ticks.agenda import Agenda
 from feast_embeddings.materialize.ticks.batch import Ticks
 from feast_embeddings.materialize.ticks.cutover import Cutovers

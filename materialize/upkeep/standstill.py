@@ -7,8 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.workspace import Workspace, cutover_resource, refresh_resource, view_resource
-from feast_embeddings.materialize.ledger.leases import held
-from feast_embeddings.materialize.stream.sharing import paused
+from feast_embeddings.materialize.ledger.leases import held, paused
 
 CUTOVER_WAIT_S = 30.0
 
