@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from feast_embeddings.materialize.files.staged import finish, replace_file, temporary
-from feast_embeddings.materialize.stream.payloads import raw_schema
 from feast_embeddings.transformations import BehaviorContract
+from feast_embeddings.transformations.behaviors.columns import raw_schema
 
 SOURCE, PARTITION, OFFSET, TICK = "_source", "_partition", "_offset", "_tick"
 ORIGIN: Final = pa.schema([(SOURCE, pa.string()), (PARTITION, pa.int32()), (OFFSET, pa.int64()), (TICK, pa.int64())])

@@ -33,11 +33,12 @@ from feast_embeddings.materialize.files.appended import (
 )
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.ledger.offsets import StreamTick
-from feast_embeddings.materialize.stream.payloads import Decoded, raw_schema
+from feast_embeddings.materialize.stream.payloads import Decoded
 from feast_embeddings.materialize.stream.source import Delivery
 from feast_embeddings.models.encoder.batch import HistoryBatch, Ids, Int64s
 from feast_embeddings.transformations import Behaviors, Histories, prepare
 from feast_embeddings.transformations.behaviors.cleaning import deduplicate, refusals
+from feast_embeddings.transformations.behaviors.columns import raw_schema
 from feast_embeddings.transformations.behaviors.validate import QUARANTINE_SCHEMA, quarantine_rows, validate
 
 TOO_LATE: Final = "older than the allowed lateness"

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from feast_embeddings.materialize.stream.json_rows import BadPayloadError, row_of
 from feast_embeddings.models.encoder.batch import Int64s
 from feast_embeddings.models.errors import BehaviorSourceError
 from feast_embeddings.transformations import BehaviorContract
-from feast_embeddings.transformations.behaviors.columns import check_columns
+from feast_embeddings.transformations.behaviors.columns import check_columns, raw_schema
+from feast_embeddings.transformations.behaviors.json_rows import BadPayloadError, row_of
 from feast_embeddings.transformations.behaviors.times import TIMESTAMP
 
 MAX_BYTES: Final = 1 << 20
@@ -32,7 +32,6 @@ MAX_ROWS: Final = 100_000
 _ARROW_MARK: Final = b"\xff\xff\xff\xff"
 _FEW: Final = 8
 _READ = pj.ReadOptions(use_threads=False, block_size=1 << 30)
-_ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
 
 
 @dataclass(slots=True)
@@ -48,20 +47,6 @@ class Decoded:
     raw: pa.Table
     message: Int64s
     poison: dict[int, str] = field(default_factory=dict)
-
-
-def raw_schema(contract: BehaviorContract) -> pa.Schema:
-    """The contract's source columns, as streams carry them and as they are appended to the behavior log."""
-    types = {
-        "entity": _ID_TYPES[contract.entity_dtype],
-        "item": _ID_TYPES[contract.item_dtype],
-        "behavior_type": pa.string(),
-        "event_time": TIMESTAMP,
-        "value": pa.float64(),
-        "created_time": TIMESTAMP,
-        "dedup_id": pa.string(),
-    }
-    return pa.schema([(column, types[role]) for role, column in contract.columns.items()])
 
 
 def decode(payloads: Sequence[bytes], contract: BehaviorContract) -> Decoded:

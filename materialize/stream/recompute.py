@@ -24,11 +24,11 @@ from feast_embeddings.materialize.ledger.records import RECEIVING, Fill
 from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.stream.declared import behavior_log_of, user_spec
-from feast_embeddings.materialize.stream.payloads import raw_schema
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
 from feast_embeddings.models.errors import LedgerError
 from feast_embeddings.transformations import Behaviors, Histories, extend, prepare
+from feast_embeddings.transformations.behaviors.columns import raw_schema
 from feast_embeddings.transformations.behaviors.validate import validate
 from feast_embeddings.transformations.views.tags import EMBEDDING
 

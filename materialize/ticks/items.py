@@ -26,7 +26,6 @@ from feast_embeddings.materialize.ledger.offsets import StreamTick
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.ledger.tombstones import NEVER, Tombstones
 from feast_embeddings.materialize.retrieval.served import served_vectors
-from feast_embeddings.materialize.stream.payloads import raw_schema
 from feast_embeddings.materialize.ticks.batch import Ticks
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.ticks.view_work import ViewWork
@@ -35,6 +34,7 @@ from feast_embeddings.models.encoder.batch import Float32s, Int64s
 from feast_embeddings.models.encoder.protocol import Encoder
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations import Behaviors
+from feast_embeddings.transformations.behaviors.columns import raw_schema
 from feast_embeddings.transformations.behaviors.validate import validate
 
 _MEMBERS = ("entity", "item")
