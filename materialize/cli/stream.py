@@ -14,12 +14,13 @@ import numpy as np
 import typer
 from feast import FeatureStore
 
-from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.compaction import Compaction
+from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs, user_spec
 from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.serving.nearest import nearest
 from feast_embeddings.materialize.serving.vectors import read_vectors
-from feast_embeddings.materialize.stream.declared import SourceOptions, compaction_of, make_worker, user_spec
+from feast_embeddings.materialize.stream.declared import SourceOptions, make_worker
 from feast_embeddings.materialize.stream.health import LOOPBACK, health_of
 from feast_embeddings.materialize.stream.recompute import lines_of, replay_stream
 from feast_embeddings.materialize.stream.redis_streams import agreed_partitions, append_behaviors
@@ -145,7 +146,7 @@ def replay(repo: Repo = Path(), view: View = None) -> None:
 def compact(repo: Repo = Path(), view: View = None) -> None:
     """Put the small files of published micro-batches together; workers do it by themselves every half minute."""
     store = _store(repo)
-    done = compaction_of(store, Workspace.of(store.config), user_spec(store, view)).run()
+    done = Compaction.of(store, Workspace.of(store.config), user_spec(store, view)).run()
     typer.echo(f"{done.merged:,} files merged into {done.made:,}; {done.removed:,} removed")
 
 

@@ -18,9 +18,14 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from feast import FeatureStore
 from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
+from feast_embeddings.materialize.declare.views import EmbeddingSpec
+from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.staged import finish, replace_file, temporary
+from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
+from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations import BehaviorContract
 from feast_embeddings.transformations.behaviors.columns import raw_schema
 
@@ -36,6 +41,27 @@ def parts_folder(path: str) -> Path | None:
     if place.name in ("*.parquet", "*"):
         place = place.parent
     return None if place.is_file() or place.suffix or "*" in str(place) else place
+
+
+def behavior_log_of(store: FeatureStore, workspace: Workspace, spec: EmbeddingSpec) -> BehaviorLog:
+    """The behavior log that micro-batches are appended to; raises DeclarationError where it is no folder."""
+    log = BehaviorLog.of(behaviors_of(store.registry, store.project, spec), workspace.root, workspace.ledger)
+    place = parts_folder(log.path)
+    if place is None:
+        raise DeclarationError(
+            f"The behaviors of view {spec.view!r} are in {log.path}, which is no folder: a stream appends files to its "
+            "behavior log. Move the file into a folder of its own, and name that, or folder/*.parquet, in "
+            "behavior_source(path=…)."
+        )
+    place.mkdir(parents=True, exist_ok=True)
+    others = [each for each in embedding_specs(store.registry, store.project) if each.behaviors == spec.behaviors]
+    appended = [each.view for each in others if each.view != spec.view and any(place.glob(f"stream-{each.view}-*"))]
+    if appended:
+        raise DeclarationError(
+            f"The stream of view {appended[0]!r} appends the behaviors {spec.behaviors!r} to their log already, and "
+            f"that of {spec.view!r} would append them twice: give one of them a behaviors view of its own."
+        )
+    return log
 
 
 def part_name(view: str, tick: int) -> str:

@@ -7,7 +7,7 @@ import uuid
 from functools import cached_property
 from pathlib import Path
 
-from feast import FeatureView, RepoConfig
+from feast import FeatureStore, FeatureView, RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.declare.views import EmbeddingSpec, is_embedding, spec_of
@@ -143,6 +143,19 @@ def embedding_specs(registry: BaseRegistry, project: str) -> list[EmbeddingSpec]
 def encoder_specs(registry: BaseRegistry, project: str, encoder: str) -> list[EmbeddingSpec]:
     """Declarations of the views that share an encoder name: they are cut over together."""
     return [spec for spec in embedding_specs(registry, project) if spec.encoder == encoder]
+
+
+def user_spec(store: FeatureStore, view: str | None) -> EmbeddingSpec:
+    """The embedding view of that name, or the only one whose entities behave."""
+    specs = [spec for spec in embedding_specs(store.registry, store.project) if spec.tower == "user"]
+    chosen = [spec for spec in specs if view in (None, spec.view)]
+    if len(chosen) == 1:
+        return chosen[0]
+    names = ", ".join(sorted(spec.view for spec in specs)) or "none"
+    raise DeclarationError(
+        f"Project {store.project!r} declares these embedding views of behaviors: {names}. "
+        + ("Name one of them." if specs else "Declare one with embedding_view() and run `feast apply`.")
+    )
 
 
 def behaviors_of(registry: BaseRegistry, project: str, spec: EmbeddingSpec) -> FeatureView:

@@ -14,8 +14,6 @@ from socketserver import ThreadingMixIn
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-import redis
-import sqlalchemy as sa
 from feast import FeatureStore
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -24,7 +22,7 @@ from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
 from feast_embeddings.models import read_manifest
-from feast_embeddings.models.errors import DeclarationError, FeastEmbeddingsError
+from feast_embeddings.models.errors import DeclarationError
 
 LOOPBACK: Final = "127.0.0.1"
 PORT: Final = 9464
@@ -141,8 +139,8 @@ def health_of(store: FeatureStore, spec: EmbeddingSpec, metrics: StreamMetrics, 
 def _asked(check: Callable[[], Any]) -> str | None:
     try:
         found: str | None = check()
-    except (FeastEmbeddingsError, redis.RedisError, sa.exc.SQLAlchemyError, OSError) as error:
-        return str(error)
+    except Exception as error:
+        return str(error) or type(error).__name__
     return found
 
 

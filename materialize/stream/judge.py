@@ -32,6 +32,7 @@ from feast_embeddings.materialize.files.appended import (
     recent_rows,
 )
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
+from feast_embeddings.materialize.files.dead_letters import POISON
 from feast_embeddings.materialize.ledger.offsets import StreamTick
 from feast_embeddings.materialize.stream.payloads import Decoded
 from feast_embeddings.materialize.stream.source import Delivery
@@ -42,9 +43,6 @@ from feast_embeddings.transformations.behaviors.columns import raw_schema
 from feast_embeddings.transformations.behaviors.validate import QUARANTINE_SCHEMA, quarantine_rows, validate
 
 TOO_LATE: Final = "older than the allowed lateness"
-POISON: Final = pa.schema(
-    [(PARTITION, pa.int32()), (OFFSET, pa.int64()), ("payload", pa.binary()), ("reason", pa.string())]
-)
 _COUNTS: Final = b"feast_embeddings.counts"
 _ROW = "__row"
 

@@ -18,6 +18,7 @@ from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.declare.policy import Hybrid, Incremental, blend
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog, digest
+from feast_embeddings.materialize.files.dead_letters import PoisonMessages
 from feast_embeddings.materialize.files.embedding_log import LogStamp
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.ledger.leases import Lease
@@ -25,7 +26,6 @@ from feast_embeddings.materialize.ledger.offsets import StreamLedger, StreamTick
 from feast_embeddings.materialize.ledger.records import Fill
 from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
-from feast_embeddings.materialize.stream.dead_letters import PoisonMessages
 from feast_embeddings.materialize.stream.judge import Members, Membership
 from feast_embeddings.materialize.stream.payloads import Decoded, decode
 from feast_embeddings.materialize.stream.source import Delivery, Source

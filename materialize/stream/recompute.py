@@ -15,15 +15,22 @@ from feast import FeatureStore
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.declare.policy import Hybrid, Incremental, blend
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
-from feast_embeddings.materialize.files.appended import TICK, erased_rows, parts_folder, parts_of, raw_rows, uncovered
+from feast_embeddings.materialize.files.appended import (
+    TICK,
+    behavior_log_of,
+    erased_rows,
+    parts_folder,
+    parts_of,
+    raw_rows,
+    uncovered,
+)
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.embedding_log import ids_of, matrix_of
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files.workspace import Workspace, user_spec
 from feast_embeddings.materialize.ledger.offsets import StreamLedger, StreamTick
 from feast_embeddings.materialize.ledger.records import RECEIVING, Fill
 from feast_embeddings.materialize.online import fills as online
 from feast_embeddings.materialize.online.stores import online_store_of
-from feast_embeddings.materialize.stream.declared import behavior_log_of, user_spec
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.encoder.batch import Float32s, Ids, Int64s
 from feast_embeddings.models.errors import LedgerError

@@ -19,6 +19,7 @@ from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.declare.views import EmbeddingSpec
 from feast_embeddings.materialize.files.appended import erase_rows, parts_folder, parts_of
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
+from feast_embeddings.materialize.files.dead_letters import PoisonMessages
 from feast_embeddings.materialize.files.workspace import Workspace, behaviors_of, embedding_specs
 from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.ledger.records import RECEIVING
@@ -27,7 +28,6 @@ from feast_embeddings.materialize.online import keys
 from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.online.versions import forget_changes, record_change
 from feast_embeddings.materialize.online_store import EmbeddingOnlineStore
-from feast_embeddings.materialize.stream.dead_letters import PoisonMessages
 from feast_embeddings.materialize.upkeep.standstill import standstill
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations.views.tags import ACTIVITY_KIND, KIND
