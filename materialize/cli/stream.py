@@ -22,8 +22,9 @@ from feast_embeddings.materialize.serving.nearest import nearest
 from feast_embeddings.materialize.serving.vectors import read_vectors
 from feast_embeddings.materialize.stream.declared import SourceOptions, make_worker
 from feast_embeddings.materialize.stream.health import LOOPBACK, health_of
+from feast_embeddings.materialize.stream.push import append_behaviors
 from feast_embeddings.materialize.stream.recompute import lines_of, replay_stream
-from feast_embeddings.materialize.stream.redis_streams import agreed_partitions, append_behaviors
+from feast_embeddings.materialize.stream.redis_streams import agreed_partitions
 from feast_embeddings.materialize.stream.worker import StreamOptions
 from feast_embeddings.models.errors import DeclarationError, StreamError
 from feast_embeddings.transformations import contract_of

@@ -49,6 +49,21 @@ def changes_key(project: str, name: str) -> bytes:
     return f"feast-embeddings:{project}:changes:{name}".encode()
 
 
+def stream_key(project: str, behaviors: str, partition: int) -> str:
+    """Key of a stream's partition; the braces keep all of them on one node of a cluster, as one read of them needs."""
+    return f"feast-embeddings:{{{project}:{behaviors}}}:behaviors:{partition}"
+
+
+def partitions_key(project: str, behaviors: str) -> str:
+    """Key of the number of a stream's partitions."""
+    return f"feast-embeddings:{{{project}:{behaviors}}}:partitions"
+
+
+def readers_key(project: str, behaviors: str, group: str) -> str:
+    """Key of the hash that names each partition's only reader of a group."""
+    return f"feast-embeddings:{{{project}:{behaviors}}}:readers:{group}"
+
+
 def writer_key(project: str, name: str) -> bytes:
     """Key of the hash that names the only writer of a fill (``fresh_fill.py``); :func:`changes_pattern` matches it."""
     return changes_key(project, f"{name}:writer")

@@ -127,7 +127,13 @@ def health_of(store: FeatureStore, spec: EmbeddingSpec, metrics: StreamMetrics, 
 
     def lag() -> str | None:
         behind = metrics.lag_s
-        return None if behind <= max_lag_s else f"{behind:.1f} s behind, more than {max_lag_s:g} s"
+        if behind is None:
+            return "nobody looked at the source yet: the worker has just begun, or its stream is paused"
+        return (
+            None
+            if behind <= max_lag_s
+            else f"the oldest behavior that waits came {behind:.1f} s ago, more than {max_lag_s:g} s (--max-lag-s)"
+        )
 
     def refresh() -> None:
         generation = workspace.ledger.live_generation(spec.encoder)

@@ -19,7 +19,8 @@ from feast_embeddings.materialize.ledger.offsets import StreamLedger, StreamTick
 from feast_embeddings.materialize.online.stores import online_store_of
 from feast_embeddings.materialize.stream.micro_batch import StreamTicks
 from feast_embeddings.materialize.stream.payloads import decode, to_json_payloads
-from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions, append_behaviors
+from feast_embeddings.materialize.stream.push import append_behaviors
+from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
 
 PARTITIONS = 2
 LANE = "0/1"

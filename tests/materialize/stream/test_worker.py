@@ -18,10 +18,10 @@ from stream_fixture import PARTITIONS, SINCE, by_hand, clicks, send, streamed
 from feast_embeddings.materialize.ledger.leases import lanes_held, paused
 from feast_embeddings.materialize.ledger.offsets import StreamLedger
 from feast_embeddings.materialize.ledger.schema import leases
+from feast_embeddings.materialize.online.keys import stream_key
 from feast_embeddings.materialize.stream.declared import make_worker
 from feast_embeddings.materialize.stream.micro_batch import StreamTicks
 from feast_embeddings.materialize.stream.recompute import replay_stream
-from feast_embeddings.materialize.stream.redis_streams import stream_key
 from feast_embeddings.materialize.stream.source import Source
 from feast_embeddings.materialize.stream.worker import StreamOptions, StreamWorker
 from feast_embeddings.materialize.upkeep.erase import forget
