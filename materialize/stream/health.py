@@ -105,7 +105,9 @@ class Health:
         return [body]
 
 
-def health_of(store: FeatureStore, spec: EmbeddingSpec, metrics: StreamMetrics, max_lag_s: float) -> Health:
+def health_of(
+    store: FeatureStore, spec: EmbeddingSpec, metrics: StreamMetrics, max_lag_s: float, silent_s: float = SILENT_S
+) -> Health:
     """The health of a worker on a view: ledger and Redis reachable, the encoder here, the lag within bounds."""
     workspace, online, config = Workspace.of(store.config), online_store_of(store), store.config
 
@@ -129,17 +131,14 @@ def health_of(store: FeatureStore, spec: EmbeddingSpec, metrics: StreamMetrics, 
         behind = metrics.lag_s
         if behind is None:
             return "nobody looked at the source yet: the worker has just begun, or its stream is paused"
-        return (
-            None
-            if behind <= max_lag_s
-            else f"the oldest behavior that waits came {behind:.1f} s ago, more than {max_lag_s:g} s (--max-lag-s)"
-        )
+        late = f"the oldest behavior that waits came {behind:.1f} s ago, more than {max_lag_s:g} s (--max-lag-s)"
+        return None if behind <= max_lag_s else late
 
     def refresh() -> None:
         generation = workspace.ledger.live_generation(spec.encoder)
         metrics.generation(spec.encoder, generation.generation if generation else 0)
 
-    return Health(metrics, {"ledger": ledger, "redis": redis_server, "encoder": encoder, "lag": lag}, refresh)
+    return Health(metrics, {"ledger": ledger, "redis": redis_server, "encoder": encoder, "lag": lag}, refresh, silent_s)
 
 
 def _asked(check: Callable[[], Any]) -> str | None:
