@@ -128,7 +128,7 @@ def prepare(folder: Path, data: Path, minutes: float, encoder: Path | None) -> d
 @contextmanager
 def processes(folder: Path, port: int, kafka: bool, options: argparse.Namespace) -> Iterator[tuple[Any, list[Any]]]:
     """The generator, and the workers once they hold their lanes."""
-    from feast_embeddings.materialize.stream.redis_streams import stream_key
+    from feast_embeddings.materialize.online.keys import stream_key
 
     program = [sys.executable, str(ROOT / "benchmarks" / "stream_processes.py")]
     common = ["--folder", str(folder), "--partitions", str(PARTITIONS)]

@@ -11,7 +11,12 @@ from rich.table import Table
 from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.declare import EmbeddingSpec, describe, embedding_specs
 from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.ledger.leases import workers_there
+from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.ledger.retirements import Retirements
+from feast_embeddings.materialize.online import OnlineServer
+from feast_embeddings.materialize.stream.redis_streams import waiting_since_us
+from feast_embeddings.models.errors import FeastEmbeddingsError
 
 
 def print_status(workspace: Workspace, store: FeatureStore, console: Console | None = None) -> None:
@@ -26,6 +31,7 @@ def print_status(workspace: Workspace, store: FeatureStore, console: Console | N
     console.print(_fills(workspace, specs))
     console.print(_ticks(workspace, specs))
     console.print(_behaviors(workspace, specs))
+    console.print(_streams(workspace, store, specs))
 
 
 def _encoders(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
@@ -81,3 +87,28 @@ def _behaviors(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
             numbers = [counts.get(what, 0) for what in names]
             table.add_row(spec.view, *(f"{number:,}" for number in (*numbers, quarantined)))
     return table
+
+
+def _streams(workspace: Workspace, store: FeatureStore, specs: Iterable[EmbeddingSpec]) -> Table:
+    """How long behaviors wait in the repo's own Redis, whether somebody works on them or not."""
+    table = Table("view", "workers", "oldest behavior waits", title="Streams in Redis", title_justify="left")
+    server = OnlineServer.of(store.config)
+    for spec in (each for each in specs if each.tower == "user"):
+        after = _published(workspace.ledger, spec)
+        try:
+            since = waiting_since_us(server.client, store.project, spec.behaviors, after)
+            waits = "none" if since is None else f"{max(now_us() - since, 0) / 1e6:,.1f} s"
+        except FeastEmbeddingsError as error:
+            waits = str(error)
+        if after or waits != "none":
+            table.add_row(spec.view, f"{workers_there(workspace.ledger, store.project, spec.view)}", waits)
+    return table
+
+
+def _published(ledger: Ledger, spec: EmbeddingSpec) -> dict[int, int]:
+    """Up to where each partition's behaviors are in a published tick."""
+    found = ledger.positions(spec.view, spec.behaviors)
+    for tick in ledger.open_micro_batches(spec.view):
+        if tick.source == spec.behaviors:
+            found |= {each: min(found[each], first - 1) for each, (first, _) in tick.ranges.items()}
+    return found

@@ -14,13 +14,16 @@ import typer
 
 from feast_embeddings.materialize.cli.repo import Repo, opened
 from feast_embeddings.materialize.declare import behaviors_of, embedding_specs
+from feast_embeddings.materialize.declare.spec import user_spec
+from feast_embeddings.materialize.files.compaction import Compaction
 from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.serving import nearest, read_vectors
-from feast_embeddings.materialize.stream.declared import SourceOptions, compaction_of, make_worker, user_spec
+from feast_embeddings.materialize.stream.declared import SourceOptions, make_worker
 from feast_embeddings.materialize.stream.health import LOOPBACK, health_of
+from feast_embeddings.materialize.stream.push import append_behaviors
 from feast_embeddings.materialize.stream.recompute import lines_of, replay_stream
-from feast_embeddings.materialize.stream.redis_streams import agreed_partitions, append_behaviors
+from feast_embeddings.materialize.stream.redis_streams import agreed_partitions
 from feast_embeddings.materialize.stream.worker import StreamOptions
 from feast_embeddings.models.errors import DeclarationError, StreamError
 from feast_embeddings.transformations import contract_of
@@ -142,7 +145,7 @@ def replay(repo: Repo = Path(), view: View = None) -> None:
 def compact(repo: Repo = Path(), view: View = None) -> None:
     """Put the small files of published micro-batches together; workers do it by themselves every half minute."""
     store = opened(repo)
-    done = compaction_of(store, Workspace.of(store.config), user_spec(store, view)).run()
+    done = Compaction.of(store, Workspace.of(store.config), user_spec(store, view)).run()
     typer.echo(f"{done.merged:,} files merged into {done.made:,}; {done.removed:,} removed")
 
 

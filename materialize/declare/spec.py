@@ -142,3 +142,16 @@ def entity_id_of(entity: Entity, entity_id: int | str) -> int | str:
             f"Entity {entity.name!r} has integer ids, and {entity_id!r} is none: give the id as its views have it."
         )
     return found
+
+
+def user_spec(store: FeatureStore, view: str | None) -> EmbeddingSpec:
+    """The embedding view of that name, or the only one whose entities behave."""
+    specs = [spec for spec in embedding_specs(store.registry, store.project) if spec.tower == "user"]
+    chosen = [spec for spec in specs if view in (None, spec.view)]
+    if len(chosen) == 1:
+        return chosen[0]
+    names = ", ".join(sorted(spec.view for spec in specs)) or "none"
+    raise DeclarationError(
+        f"Project {store.project!r} declares these embedding views of behaviors: {names}. "
+        + ("Name one of them." if specs else "Declare one with embedding_view() and run `feast apply`.")
+    )

@@ -23,27 +23,13 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from feast_embeddings.materialize.files.staged import finish, replace_file, temporary
 from feast_embeddings.transformations import BehaviorContract
-from feast_embeddings.transformations.behaviors import TIMESTAMP
+from feast_embeddings.transformations.behaviors.columns import raw_schema
 
 SOURCE, PARTITION, OFFSET, TICK = "_source", "_partition", "_offset", "_tick"
 ORIGIN: Final = pa.schema([(SOURCE, pa.string()), (PARTITION, pa.int32()), (OFFSET, pa.int64()), (TICK, pa.int64())])
 
 _ID_TYPES: Final = {"int64": pa.int64(), "string": pa.string()}
 _ERASED: Final = b"feast_embeddings.erased"
-
-
-def raw_schema(contract: BehaviorContract) -> pa.Schema:
-    """The contract's source columns, as streams carry them and as they are appended to the behavior log."""
-    types = {
-        "entity": _ID_TYPES[contract.entity_dtype],
-        "item": _ID_TYPES[contract.item_dtype],
-        "behavior_type": pa.string(),
-        "event_time": TIMESTAMP,
-        "value": pa.float64(),
-        "created_time": TIMESTAMP,
-        "dedup_id": pa.string(),
-    }
-    return pa.schema([(column, types[role]) for role, column in contract.columns.items()])
 
 
 def parts_folder(path: str) -> Path | None:

@@ -13,14 +13,7 @@ import pyarrow as pa
 from feast import FeatureView
 
 from feast_embeddings.materialize.declare import source_of
-from feast_embeddings.materialize.files.appended import (
-    TICK,
-    part_pattern,
-    part_range,
-    parts_folder,
-    raw_schema,
-    rows_of_ticks,
-)
+from feast_embeddings.materialize.files.appended import TICK, part_pattern, part_range, parts_folder, rows_of_ticks
 from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.ledger.tombstones import NEVER, Tombstones
@@ -37,6 +30,7 @@ from feast_embeddings.transformations import (
     rules_of,
 )
 from feast_embeddings.transformations.behaviors import Times, entities_of, read_times, schema_of, validate
+from feast_embeddings.transformations.behaviors.columns import raw_schema
 from feast_embeddings.transformations.sources import Files, scan_behaviors, scan_entities
 
 _DAY_US = 86_400_000_000

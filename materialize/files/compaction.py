@@ -18,21 +18,24 @@ from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import now_us
+from feast_embeddings.materialize.declare import EmbeddingSpec
 from feast_embeddings.materialize.files.appended import (
     merged_schema,
     outermost,
     part_range,
+    parts_folder,
     parts_of,
     range_name,
     write_rows,
 )
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, write_log
 from feast_embeddings.materialize.files.staged import replace_file
-from feast_embeddings.materialize.ledger.leases import Lease, lane_resource
+from feast_embeddings.materialize.files.workspace import Workspace, behavior_log_of
+from feast_embeddings.materialize.ledger.leases import Lease, is_paused, lane_resource
 from feast_embeddings.materialize.ledger.ledger import Ledger
-from feast_embeddings.materialize.stream.sharing import is_paused
 from feast_embeddings.models.errors import LeaseError
 
 FEWEST: Final = 64
@@ -95,6 +98,12 @@ class Compaction:
         self.ledger, self.project, self.view = ledger, project, view
         self.log, self.behaviors = log, behaviors
         self.fewest, self.grace_s = fewest, grace_s
+
+    @classmethod
+    def of(cls, store: FeatureStore, workspace: Workspace, spec: EmbeddingSpec) -> Compaction:
+        """What puts the small files of a view's stream together."""
+        folder = parts_folder(behavior_log_of(store, workspace, spec).path) or workspace.root
+        return cls(workspace.ledger, store.project, spec.view, workspace.log(spec), folder)
 
     def run(self) -> Compacted:
         """Merge what is worth it; nothing where another worker is at it, or the stream is paused."""

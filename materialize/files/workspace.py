@@ -7,16 +7,17 @@ import uuid
 from functools import cached_property
 from pathlib import Path
 
-from feast import RepoConfig
+from feast import FeatureStore, RepoConfig
 from feast.infra.registry.base_registry import BaseRegistry
 
-from feast_embeddings.materialize.declare import EmbeddingSpec, behaviors_of
+from feast_embeddings.materialize.declare import EmbeddingSpec, behaviors_of, embedding_specs
+from feast_embeddings.materialize.files.appended import parts_folder
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog
 from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.paths import RepoPaths
 from feast_embeddings.models import Encoder, load_encoder, read_manifest
-from feast_embeddings.models.errors import ArtifactError
+from feast_embeddings.models.errors import ArtifactError, DeclarationError
 from feast_embeddings.transformations import Quarantine
 
 
@@ -106,3 +107,24 @@ class Workspace:
             temporary.rename(kept)
         except OSError:  # another job kept it first
             shutil.rmtree(temporary)
+
+
+def behavior_log_of(store: FeatureStore, workspace: Workspace, spec: EmbeddingSpec) -> BehaviorLog:
+    """The behavior log that micro-batches are appended to; raises DeclarationError where it is no folder."""
+    log = workspace.behavior_log(store.registry, store.project, spec)
+    place = parts_folder(log.path)
+    if place is None:
+        raise DeclarationError(
+            f"The behaviors of view {spec.view!r} are in {log.path}, which is no folder: a stream appends files to its "
+            "behavior log. Move the file into a folder of its own, and name that, or folder/*.parquet, in "
+            "behavior_source(path=…)."
+        )
+    place.mkdir(parents=True, exist_ok=True)
+    others = [each for each in embedding_specs(store.registry, store.project) if each.behaviors == spec.behaviors]
+    appended = [each.view for each in others if each.view != spec.view and any(place.glob(f"stream-{each.view}-*"))]
+    if appended:
+        raise DeclarationError(
+            f"The stream of view {appended[0]!r} appends the behaviors {spec.behaviors!r} to their log already, and "
+            f"that of {spec.view!r} would append them twice: give one of them a behaviors view of its own."
+        )
+    return log

@@ -1,9 +1,15 @@
-"""Leases: of a view, one job runs ticks and one refreshes. The tick number guards even where a lease fails."""
+"""Leases: of a view, one job runs ticks and one refreshes. The tick number guards even where a lease fails.
+
+A stream has some of its own: one for each lane that is worked on, one for each worker that is there, and one for the
+pause that empties all lanes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,7 +21,7 @@ from sqlalchemy.engine import Connection
 
 from feast_embeddings.materialize.ledger.database import Database
 from feast_embeddings.materialize.ledger.schema import leases
-from feast_embeddings.models.errors import LeaseError
+from feast_embeddings.models.errors import FeastEmbeddingsError, LeaseError
 
 LEASE_S = 60
 _POLL_S = 0.05
@@ -95,29 +101,19 @@ def is_held(connection: Connection, resource: str) -> bool:
     return _holder(connection, resource) is not None
 
 
-def lane_resource(project: str, view: str, lane: str) -> str:
-    """Name of the lease on a lane of a view's stream."""
-    return f"lane of the stream of view {view!r} of project {project!r}: {lane}"
-
-
-def lanes_held(ledger: Database, project: str, view: str) -> list[str]:
-    """Leases of the lanes of a view's stream that somebody alive holds."""
-    return held_under(ledger, lane_resource(project, view, ""))
+def _holder(connection: Connection, resource: str) -> str | None:
+    found = connection.execute(sa.select(leases).where(leases.c.resource == resource)).mappings().first()
+    free = found is None or found["expires_us"] <= _real_us() or not _alive(found["owner"])
+    return None if free or found is None else str(found["owner"])
 
 
 def held_under(ledger: Database, prefix: str) -> list[str]:
-    """Leases whose names begin so, and that somebody alive holds."""
+    """Resources whose names begin so, and that somebody alive holds."""
     query = sa.select(leases).where(leases.c.resource.startswith(prefix, autoescape=True))
     with ledger.reading() as connection:
         rows = connection.execute(query).mappings().all()
     now = _real_us()
     return [row["resource"] for row in rows if row["expires_us"] > now and _alive(row["owner"])]
-
-
-def _holder(connection: Connection, resource: str) -> str | None:
-    found = connection.execute(sa.select(leases).where(leases.c.resource == resource)).mappings().first()
-    free = found is None or found["expires_us"] <= _real_us() or not _alive(found["owner"])
-    return None if free or found is None else str(found["owner"])
 
 
 @contextmanager
@@ -170,6 +166,103 @@ def refresh_resource(project: str, view: str) -> str:
 def cutover_resource(project: str, encoder: str) -> str:
     """Name of the lease that keeps cutovers of one encoder apart."""
     return f"cutover of encoder {encoder!r} of project {project!r}"
+
+
+# ── of a stream ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def lane_resource(project: str, view: str, lane: str) -> str:
+    """Name of the lease on a lane."""
+    return f"{_lanes(project, view)} {lane}"
+
+
+def pause_resource(project: str, view: str) -> str:
+    """Name of the lease during which no lane of a view's stream is at work."""
+    return f"pause of the stream of view {view!r} of project {project!r}"
+
+
+def left_resource(project: str, view: str) -> str:
+    """Name of the lease under which ticks are finished that were left in another number of lanes."""
+    return f"what another number of lanes left of the stream of view {view!r} of project {project!r}"
+
+
+def workers_there(ledger: Database, project: str, view: str) -> int:
+    """How many workers of a view's stream are alive."""
+    return len(held_under(ledger, _workers(project, view)))
+
+
+def lanes_held(ledger: Database, project: str, view: str) -> list[str]:
+    """Leases of a view's lanes that somebody alive holds."""
+    return held_under(ledger, _lanes(project, view))
+
+
+def is_paused(ledger: Database, project: str, view: str) -> bool:
+    """Whether somebody holds the pause."""
+    return holder(ledger, pause_resource(project, view)) is not None
+
+
+@contextmanager
+def paused(ledger: Database, project: str, view: str, wait_s: float = 30.0, seconds: float = 60.0) -> Iterator[Lease]:
+    """Hold all lanes of a view's stream still: each finishes its micro-batch and lets go, and goes on afterwards.
+
+    Where the view has no stream, this is immediate. Behaviors wait in the source meanwhile.
+
+    Yields:
+        The pause's lease, to be checked now and then.
+
+    Raises:
+        LeaseError: Somebody else holds the pause, or a lane did not let go in ``wait_s`` seconds.
+    """
+    with held(ledger, pause_resource(project, view), seconds) as lease:
+        deadline = time.monotonic() + wait_s
+        while still := lanes_held(ledger, project, view):
+            if time.monotonic() > deadline:
+                raise LeaseError(
+                    f"The stream of view {view!r} did not pause within {wait_s:.0f} s: {', '.join(still)} are still at "
+                    "work. Stop its workers, and run again."
+                )
+            time.sleep(_POLL_S)
+            lease.check()
+        with _kept(lease):
+            yield lease
+
+
+@contextmanager
+def _kept(lease: Lease) -> Iterator[None]:
+    """Renew a lease in the background: what is done during a pause may take longer than the lease."""
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(lease.seconds / 4):
+            with contextlib.suppress(FeastEmbeddingsError):  # whoever works under the lease will notice
+                lease.check()
+
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def presence(ledger: Database, project: str, view: str, worker: str, seconds: float) -> Iterator[Lease]:
+    """Say that a worker is there, for the length of a ``with`` block; it keeps the lease renewed by ``check()``."""
+    lease = Lease(ledger, f"{_workers(project, view)} {worker}", seconds)
+    lease.acquire()
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _lanes(project: str, view: str) -> str:
+    return f"lane of the stream of view {view!r} of project {project!r}:"
+
+
+def _workers(project: str, view: str) -> str:
+    return f"worker of the stream of view {view!r} of project {project!r}:"
 
 
 def _real_us() -> int:

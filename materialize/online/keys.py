@@ -91,6 +91,21 @@ def changes_key(project: str, name: str) -> bytes:
     return f"feast-embeddings:{project}:changes:{name}".encode()
 
 
+def stream_key(project: str, behaviors: str, partition: int) -> str:
+    """Key of a stream's partition; the braces keep all of them on one node of a cluster, as one read of them needs."""
+    return f"feast-embeddings:{{{project}:{behaviors}}}:behaviors:{partition}"
+
+
+def partitions_key(project: str, behaviors: str) -> str:
+    """Key of the number of a stream's partitions."""
+    return f"feast-embeddings:{{{project}:{behaviors}}}:partitions"
+
+
+def readers_key(project: str, behaviors: str, group: str) -> str:
+    """Key of the hash that names each partition's only reader of a group."""
+    return f"feast-embeddings:{{{project}:{behaviors}}}:readers:{group}"
+
+
 def changes_pattern(project: str, view: str) -> bytes:
     """Glob for ``SCAN``: :func:`changes_key` of every fill of a view, and nothing else."""
     return _GLOB.sub(rb"\\\1", changes_key(project, stored_name(view, ""))) + b"*"

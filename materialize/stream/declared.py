@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 from feast import FeatureStore
 
-from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs
-from feast_embeddings.materialize.files.appended import parts_folder
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
+from feast_embeddings.materialize.declare import EmbeddingSpec
+from feast_embeddings.materialize.declare.spec import user_spec
 from feast_embeddings.materialize.files.compaction import Compaction
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files.workspace import Workspace, behavior_log_of
 from feast_embeddings.materialize.ledger.leases import Lease
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.stream.kafka import Kafka, partitions_of
@@ -28,7 +27,6 @@ from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agre
 from feast_embeddings.materialize.stream.source import Source
 from feast_embeddings.materialize.stream.worker import StreamOptions, StreamWorker
 from feast_embeddings.materialize.ticks.view_work import ViewWork
-from feast_embeddings.models.errors import DeclarationError
 
 Kind = Literal["redis", "kafka", "parquet"]
 
@@ -87,18 +85,11 @@ def make_worker(
         work.ledger = workspace.ledger.under(lease.renew)  # several lanes write to it, each under its own lease
         return MicroBatches(work, project, lane, options.lateness_us)
 
-    compaction = compaction_of(store, workspace, spec)
-    tidy = InBackground(compaction.run, compact_every_s)
+    tidy = InBackground(Compaction.of(store, workspace, spec).run, compact_every_s)
     name = {"redis": spec.behaviors, "kafka": source.topic, "parquet": Path(source.path).name}[source.kind]
     return StreamWorker(
         workspace.ledger, project, spec.view, name, open_source, make_ticks, options, metrics, tidy, on_tick
     )
-
-
-def compaction_of(store: FeatureStore, workspace: Workspace, spec: EmbeddingSpec) -> Compaction:
-    """What puts the small files of a view's stream together."""
-    folder = parts_folder(behavior_log_of(store, workspace, spec).path) or workspace.root
-    return Compaction(workspace.ledger, store.project, spec.view, workspace.log(spec), folder)
 
 
 class InBackground:
@@ -125,40 +116,6 @@ class InBackground:
             self._work()
         except Exception as error:
             self._error = error
-
-
-def user_spec(store: FeatureStore, view: str | None) -> EmbeddingSpec:
-    """The embedding view of that name, or the only one whose entities behave."""
-    specs = [spec for spec in embedding_specs(store.registry, store.project) if spec.tower == "user"]
-    chosen = [spec for spec in specs if view in (None, spec.view)]
-    if len(chosen) == 1:
-        return chosen[0]
-    names = ", ".join(sorted(spec.view for spec in specs)) or "none"
-    raise DeclarationError(
-        f"Project {store.project!r} declares these embedding views of behaviors: {names}. "
-        + ("Name one of them." if specs else "Declare one with embedding_view() and run `feast apply`.")
-    )
-
-
-def behavior_log_of(store: FeatureStore, workspace: Workspace, spec: EmbeddingSpec) -> BehaviorLog:
-    """The behavior log that micro-batches are appended to; raises DeclarationError where it is no folder."""
-    log = workspace.behavior_log(store.registry, store.project, spec)
-    place = parts_folder(log.path)
-    if place is None:
-        raise DeclarationError(
-            f"The behaviors of view {spec.view!r} are in {log.path}, which is no folder: a stream appends files to its "
-            "behavior log. Move the file into a folder of its own, and name that, or folder/*.parquet, in "
-            "behavior_source(path=…)."
-        )
-    place.mkdir(parents=True, exist_ok=True)
-    others = [each for each in embedding_specs(store.registry, store.project) if each.behaviors == spec.behaviors]
-    appended = [each.view for each in others if each.view != spec.view and any(place.glob(f"stream-{each.view}-*"))]
-    if appended:
-        raise DeclarationError(
-            f"The stream of view {appended[0]!r} appends the behaviors {spec.behaviors!r} to their log already, and "
-            f"that of {spec.view!r} would append them twice: give one of them a behaviors view of its own."
-        )
-    return log
 
 
 def _partitions(

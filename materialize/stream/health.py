@@ -14,8 +14,6 @@ from socketserver import ThreadingMixIn
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-import redis
-import sqlalchemy as sa
 from feast import FeatureStore
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -24,7 +22,7 @@ from feast_embeddings.materialize.files.workspace import Workspace
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
 from feast_embeddings.models import read_manifest
-from feast_embeddings.models.errors import DeclarationError, FeastEmbeddingsError
+from feast_embeddings.models.errors import DeclarationError
 
 LOOPBACK: Final = "127.0.0.1"
 PORT: Final = 9464
@@ -107,7 +105,9 @@ class Health:
         return [body]
 
 
-def health_of(store: FeatureStore, spec: EmbeddingSpec, metrics: StreamMetrics, max_lag_s: float) -> Health:
+def health_of(
+    store: FeatureStore, spec: EmbeddingSpec, metrics: StreamMetrics, max_lag_s: float, silent_s: float = SILENT_S
+) -> Health:
     """The health of a worker on a view: ledger and Redis reachable, the encoder here, the lag within bounds."""
     workspace, server = Workspace.of(store.config), OnlineServer.of(store.config)
 
@@ -129,20 +129,23 @@ def health_of(store: FeatureStore, spec: EmbeddingSpec, metrics: StreamMetrics, 
 
     def lag() -> str | None:
         behind = metrics.lag_s
-        return None if behind <= max_lag_s else f"{behind:.1f} s behind, more than {max_lag_s:g} s"
+        if behind is None:
+            return "nobody looked at the source yet: the worker has just begun, or its stream is paused"
+        late = f"the oldest behavior that waits came {behind:.1f} s ago, more than {max_lag_s:g} s (--max-lag-s)"
+        return None if behind <= max_lag_s else late
 
     def refresh() -> None:
         generation = workspace.ledger.live_generation(spec.encoder)
         metrics.generation(spec.encoder, generation.generation if generation else 0)
 
-    return Health(metrics, {"ledger": ledger, "redis": redis_server, "encoder": encoder, "lag": lag}, refresh)
+    return Health(metrics, {"ledger": ledger, "redis": redis_server, "encoder": encoder, "lag": lag}, refresh, silent_s)
 
 
 def _asked(check: Callable[[], Any]) -> str | None:
     try:
         found: str | None = check()
-    except (FeastEmbeddingsError, redis.RedisError, sa.exc.SQLAlchemyError, OSError) as error:
-        return str(error)
+    except Exception as error:
+        return str(error) or type(error).__name__
     return found
 
 

@@ -29,10 +29,10 @@ from feast_embeddings.materialize.files.appended import (
     part_name,
     parts_folder,
     raw_rows,
-    raw_schema,
     recent_rows,
 )
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
+from feast_embeddings.materialize.files.dead_letters import POISON
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.stream.payloads import Decoded
 from feast_embeddings.materialize.stream.source import Delivery
@@ -46,11 +46,9 @@ from feast_embeddings.transformations.behaviors import (
     refusals,
     validate,
 )
+from feast_embeddings.transformations.behaviors.columns import raw_schema
 
 TOO_LATE: Final = "older than the allowed lateness"
-POISON: Final = pa.schema(
-    [(PARTITION, pa.int32()), (OFFSET, pa.int64()), ("payload", pa.binary()), ("reason", pa.string())]
-)
 _COUNTS: Final = b"feast_embeddings.counts"
 _ROW = "__row"
 

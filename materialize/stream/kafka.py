@@ -13,12 +13,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.ledger.records import Ranges
 from feast_embeddings.materialize.stream.source import Delivery, Positions, joined
 from feast_embeddings.models.errors import StreamError
 
 _TIMEOUT_S: Final = 10.0
 _TURN_S: Final = 0.02
+_LOOK_S: Final = 0.5
+_ONE_MESSAGE: Final = {"queued.min.messages": 1, "fetch.message.max.bytes": 1, "fetch.queue.backoff.ms": 10}
 _EXTRA: Final = "Kafka needs confluent-kafka: install feast-embeddings[kafka]."
 
 
@@ -61,9 +64,12 @@ class Kafka:
         self._after = dict(after or {})
         self._delivered: dict[int, int] = {}
         self._next: dict[int, int] = {}
+        self._waiting: dict[int, int] = {}
+        self._seen: dict[int, tuple[int, int]] = {}
         self._ends: dict[int, int] = {}
         self._lock = threading.Lock()
         self._consumer = self._kafka.Consumer(self._settings)
+        self._looking: Any = None
         self._start()
 
     def next_batch(self, max_events: int, max_wait_s: float) -> Delivery | None:
@@ -98,9 +104,7 @@ class Kafka:
             parts = [self._replay_one(consumer, partition, *bounds) for partition, bounds in ranges.items()]
         finally:
             consumer.close()
-        delivery = joined(self.name, parts)
-        nothing = np.empty(0, np.int64)
-        return delivery if delivery is not None else Delivery(self.name, nothing, nothing, [], nothing)
+        return joined(self.name, parts)
 
     def commit(self, positions: Positions) -> None:
         """As the contract says; sent without waiting for the answer."""
@@ -108,22 +112,26 @@ class Kafka:
         offsets = [self._kafka.TopicPartition(self.name, partition, last + 1) for partition, last in positions.items()]
         if not offsets:
             return
+        self._waiting |= {each.partition: max(each.offset, self._waiting[each.partition]) for each in offsets}
         with self._lock:
             self._consumer.commit(offsets=offsets, asynchronous=True)
 
     def lag(self) -> dict[int, int]:
         """As the contract says."""
-        lags = {}
-        for partition in self.partitions:
-            place = self._kafka.TopicPartition(self.name, partition)
-            with self._lock:
-                _, high = self._consumer.get_watermark_offsets(place, cached=True)  # of the last fetch: no round trip
-            lags[partition] = max(max(high, self._ends[partition]) - self._next[partition], 0)
-        return lags
+        return self._behind(self._next)
+
+    def oldest_us(self) -> int | None:
+        """As the contract says: the message's own time, read anew where another one has become the oldest."""
+        waiting = {each: self._waiting[each] for each, behind in self._behind(self._waiting).items() if behind}
+        seen = {each: found for each, found in self._seen.items() if waiting.get(each) == found[0]}
+        self._seen = seen | self._look({each: first for each, first in waiting.items() if each not in seen})
+        return min((us for _, us in self._seen.values()), default=None)
 
     def close(self) -> None:
         """As the contract says; waits for commits on their way."""
         self._consumer.close()
+        if self._looking is not None:
+            self._looking.close()
 
     # ── private ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -136,12 +144,42 @@ class Kafka:
         starts = []
         for place in places:
             partition = place.partition
-            _, self._ends[partition] = self._consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
+            low, self._ends[partition] = self._consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
             first = max(committed.get(partition, -1), self._after.get(partition, -1) + 1)
             start = first if first > 0 else self._kafka.OFFSET_BEGINNING
-            self._next[partition] = max(first, 0)
+            self._next[partition] = self._waiting[partition] = max(first, low)
             starts.append(self._kafka.TopicPartition(self.name, partition, start))
         self._consumer.assign(starts)
+
+    def _behind(self, places: Mapping[int, int]) -> dict[int, int]:
+        """How many messages lie from these offsets on, as of the last fetch: no round trip."""
+        asked = [self._kafka.TopicPartition(self.name, partition) for partition in places]
+        with self._lock:
+            highs = [self._consumer.get_watermark_offsets(each, cached=True)[1] for each in asked]
+        ends = (max(high, self._ends[partition]) for high, partition in zip(highs, places, strict=True))
+        return {partition: max(end - first, 0) for end, (partition, first) in zip(ends, places.items(), strict=True)}
+
+    def _look(self, firsts: Mapping[int, int]) -> dict[int, tuple[int, int]]:
+        """Partition → an offset and when the message there came, by a consumer of its own: the lane's does not move.
+
+        A message without a time came, for all that is known, when it was first seen. One that does not come within
+        half a second (a transaction's end is none) is left to the next look.
+        """
+        if not firsts:
+            return {}
+        if self._looking is None:
+            self._looking = self._kafka.Consumer({**self._settings, **_ONE_MESSAGE})
+        self._looking.assign([self._kafka.TopicPartition(self.name, *each) for each in firsts.items()])
+        found: dict[int, tuple[int, int]] = {}
+        deadline = time.monotonic() + _LOOK_S
+        while len(found) < len(firsts) and time.monotonic() < deadline:
+            for each in self._looking.consume(1000, _TURN_S):
+                if each.error() is None:
+                    arrived_us = each.timestamp()[1] * 1000
+                    place = each.partition(), (firsts[each.partition()], arrived_us if arrived_us > 0 else now_us())
+                    found.setdefault(*place)
+        self._looking.unassign()
+        return found
 
     def _delivery(self, messages: list[Any]) -> Delivery:
         good = []

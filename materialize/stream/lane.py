@@ -75,6 +75,8 @@ class LaneWork:
         self.max_events, self.every_s, self.on_tick = max_events, every_s, on_tick
         self.stats = LaneStats()
         self.error: BaseException | None = None
+        self.beat_s = time.monotonic()
+        self._taken = self._published = 0
         self._stop = threading.Event()
         self._queue: queue.Queue[Batch] = queue.Queue(_QUEUED)
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
@@ -103,6 +105,11 @@ class LaneWork:
         """Whether it still works."""
         return any(thread.is_alive() for thread in self._threads)
 
+    @property
+    def waiting(self) -> int:
+        """Messages that were taken from the source, and are in no published tick yet."""
+        return self._taken - self._published
+
     # ── the threads ──────────────────────────────────────────────────────────────────────────────────────
 
     def _guarded(self, work: Callable[[], None]) -> None:
@@ -118,6 +125,7 @@ class LaneWork:
             delivery = self.source.next_batch(self.max_events, _IDLE_S)
             if delivery is None:
                 continue
+            self._taken += len(delivery)
             batch = Batch(delivery, decode(delivery.payloads, self.ticks.contract))
             while not self._stop.is_set():
                 try:
@@ -132,7 +140,7 @@ class LaneWork:
             while not self._stop.is_set():
                 began = time.monotonic()
                 batch = self._next()
-                self.metrics.beat()
+                self.beat_s = time.monotonic()
                 if batch is None:
                     self.ticks.lease.check()
                     if published is not None and published.done():
@@ -164,13 +172,15 @@ class LaneWork:
             try:
                 return self.ticks.record(batch.delivery)
             except HeldError:
-                self.metrics.beat()
+                self.beat_s = time.monotonic()
+                self.ticks.lease.check()
                 self._stop.wait(_HELD_S)
         return None
 
     def _publish(self, delivery: Delivery, applied: Applied) -> None:
         self.ticks.publish(applied)
         self.source.commit(delivery.positions)
+        self._published += len(delivery)
         self.metrics.published(applied.tick.view, applied.tick.number)
         self.stats.ticks += 1
         self.stats.behaviors += applied.found.counts["read"]
@@ -204,12 +214,10 @@ class LaneWork:
         self.metrics.late(view, counts.pop("late", 0))
         self.metrics.counted(view, counts)
         self.metrics.unknown(view, applied.unknown)
-        self.metrics.queued(batch.delivery.source, self._queue.qsize())
 
 
 def _merged(batches: list[Batch]) -> Batch:
     delivery = joined(batches[0].delivery.source, [batch.delivery for batch in batches])
-    assert delivery is not None  # noqa: S101 - deliveries hold something
     starts = np.cumsum([0, *(len(batch.delivery) for batch in batches)]).tolist()
     raw = pa.concat_tables([batch.decoded.raw for batch in batches]).combine_chunks()
     message = np.concatenate([batch.decoded.message + start for batch, start in zip(batches, starts, strict=False)])

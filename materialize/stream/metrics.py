@@ -19,6 +19,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from feast_embeddings.materialize.clock import now_us
+
 Stage = Literal["wait", "encode", "stage", "write", "total"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 
@@ -36,7 +38,7 @@ COUNTERS: Final = {
 GAUGES: Final = {
     "feast_embeddings_stream_lag_behaviors": ("Behaviors in the source that no tick has published yet", ("source",)),
     "feast_embeddings_stream_lag_seconds": ("Age of the oldest of them", ("source",)),
-    "feast_embeddings_stream_queued_behaviors": ("Behaviors taken from the source, waiting in the worker", ("source",)),
+    "feast_embeddings_stream_queued_behaviors": ("Those of them that are in the worker", ("source",)),
     "feast_embeddings_stream_last_tick": ("Number of the last published tick", ("view",)),
     "feast_embeddings_live_generation": ("Live generation", ("encoder",)),
 }
@@ -55,6 +57,7 @@ class StreamMetrics(Collector):
         self._lock = threading.Lock()
         self._counters: defaultdict[_Key, float] = defaultdict(float)
         self._gauges: dict[_Key, float] = {}
+        self._oldest_us: dict[str, int | None] = {}
         self._buckets: defaultdict[tuple[str, Stage], npt.NDArray[np.int64]] = defaultdict(
             lambda: np.zeros(len(BOUNDS) + 1, np.int64)
         )
@@ -91,34 +94,33 @@ class StreamMetrics(Collector):
             self._buckets[view, stage] += found * behaviors
             self._sums[view, stage] += float(times.sum()) * behaviors
 
-    def lag(self, source: str, behaviors: int, seconds: float) -> None:
-        """What the source still holds: behaviors, and the age of the oldest one in seconds."""
-        self._set("stream_lag_behaviors", behaviors, source)
-        self._set("stream_lag_seconds", seconds, source)
+    def lag(self, source: str, behaviors: int, queued: int, oldest_us: int | None) -> None:
+        """What no tick has published yet: behaviors, how many of them the worker has, and when the oldest one came.
 
-    def queued(self, source: str, behaviors: int) -> None:
-        """Behaviors that the worker has taken and not yet put into a tick."""
-        self._set("stream_queued_behaviors", behaviors, source)
+        Its age goes on growing until this is called again, whatever keeps the worker from doing so.
+        """
+        self._set("stream_lag_behaviors", behaviors, source)
+        self._set("stream_queued_behaviors", queued, source)
+        with self._lock:
+            self._oldest_us[source] = oldest_us
 
     def generation(self, encoder: str, number: int) -> None:
         """The encoder's live generation."""
         self._set("live_generation", number, encoder)
 
-    def beat(self) -> None:
-        """The worker's loop has come round once more."""
-        self._beat = time.monotonic()
+    def beat(self, at_s: float) -> None:
+        """The slowest of the worker's loops came round at this time of the monotonic clock."""
+        self._beat = at_s
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the worker's loop last came round."""
+        """Seconds since the slowest of the worker's loops last came round."""
         return time.monotonic() - self._beat
 
     @property
-    def lag_s(self) -> float:
-        """The largest lag of any source in seconds; 0 before the first one is known."""
-        with self._lock:
-            lags = [value for (name, _), value in self._gauges.items() if name.endswith("stream_lag_seconds")]
-        return max(lags, default=0.0)
+    def lag_s(self) -> float | None:
+        """Age of the oldest behavior that waits, seconds; 0 where none does, None before the first look."""
+        return max(self._ages_s().values(), default=None)
 
     def collect(self) -> Iterator[Metric]:
         """Every metric as Prometheus has it; called at each scrape."""
@@ -126,6 +128,7 @@ class StreamMetrics(Collector):
             counters, gauges = dict(self._counters), dict(self._gauges)
             buckets = {key: np.cumsum(counts) for key, counts in self._buckets.items()}
             sums = dict(self._sums)
+        gauges |= {("feast_embeddings_stream_lag_seconds", (name,)): age for name, age in self._ages_s().items()}
         for name, (text, labels) in COUNTERS.items():
             counter = CounterMetricFamily(name, text, labels=labels)
             for key in [key for key in counters if key[0] == name]:
@@ -142,6 +145,11 @@ class StreamMetrics(Collector):
             shown = [(bound, float(count)) for bound, count in zip(bounds, counts, strict=True)]
             freshness.add_metric((view, stage), shown, sums[view, stage])
         yield freshness
+
+    def _ages_s(self) -> dict[str, float]:
+        now = now_us()
+        with self._lock:
+            return {source: 0.0 if us is None else max(now - us, 0) / 1e6 for source, us in self._oldest_us.items()}
 
     def _add(self, name: str, number: float, *labels: str) -> None:
         with self._lock:

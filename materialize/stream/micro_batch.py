@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from feast_embeddings.materialize.files.behavior_log import digest
+from feast_embeddings.materialize.files.dead_letters import PoisonMessages
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.ledger.ticks import MembersFound
-from feast_embeddings.materialize.stream.dead_letters import PoisonMessages
 from feast_embeddings.materialize.stream.judge import Judge, Members
 from feast_embeddings.materialize.stream.payloads import Decoded, decode
 from feast_embeddings.materialize.stream.source import Delivery, Source

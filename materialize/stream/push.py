@@ -1,4 +1,4 @@
-"""Pushed behaviors on their way into the stream: what ``store.push`` and ``feast serve`` hand to the online store."""
+"""Behaviors on their way into the stream: those that ``store.push`` and ``feast serve`` hand over among them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 from feast import FeatureView
 
 from feast_embeddings.materialize.clock import us_of
+from feast_embeddings.materialize.online.keys import stream_key
 from feast_embeddings.materialize.serving import PUSHED
-from feast_embeddings.materialize.stream.redis_streams import agreed_partitions, append_behaviors
+from feast_embeddings.materialize.stream.redis_streams import FIELD, agreed_partitions
+from feast_embeddings.materialize.stream.source import partition_of
 from feast_embeddings.transformations import BehaviorContract, contract_of
 from feast_embeddings.transformations.views import tags
 
@@ -19,6 +21,22 @@ WriteRow = tuple[Any, dict[str, Any], datetime, datetime | None]
 """As Feast has it: entity key, values by feature, event time, created time."""
 
 _ROLES = {"item_id": "item", "behavior_type": "behavior_type", "value": "value"}
+
+
+def append_behaviors(
+    client: Any,
+    project: str,
+    behaviors: str,
+    partitions: int,
+    entity_ids: Sequence[int | str],
+    payloads: Sequence[bytes],
+) -> None:
+    """Append one payload per entity id, each to the stream of its entity's partition, in one pipeline."""
+    keys = [stream_key(project, behaviors, partition) for partition in range(partitions)]
+    pipe = client.pipeline(transaction=False)
+    for entity_id, payload in zip(entity_ids, payloads, strict=True):
+        pipe.execute_command("XADD", keys[partition_of(entity_id, partitions)], "*", FIELD, payload)
+    pipe.execute()
 
 
 def append_pushed(client: Any, project: str, table: FeatureView, rows: Sequence[WriteRow]) -> int:

@@ -15,27 +15,20 @@ from feast import FeatureStore
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.declare import EmbeddingSpec, Incremental, blend
 from feast_embeddings.materialize.declare.policy import ticks_of
-from feast_embeddings.materialize.files.appended import (
-    TICK,
-    erased_rows,
-    parts_folder,
-    parts_of,
-    raw_rows,
-    raw_schema,
-    uncovered,
-)
+from feast_embeddings.materialize.declare.spec import user_spec
+from feast_embeddings.materialize.files.appended import TICK, erased_rows, parts_folder, parts_of, raw_rows, uncovered
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.embedding_log import ids_of
 from feast_embeddings.materialize.files.staged import matrix_of
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files.workspace import Workspace, behavior_log_of
 from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Tick
 from feast_embeddings.materialize.online import FillPlace, OnlineServer, read_fill
-from feast_embeddings.materialize.stream.declared import behavior_log_of, user_spec
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.errors import LedgerError
 from feast_embeddings.models.types import Float32s, Ids, Int64s
 from feast_embeddings.transformations import Behaviors, Histories, extend, prepare
 from feast_embeddings.transformations.behaviors import validate
+from feast_embeddings.transformations.behaviors.columns import raw_schema
 from feast_embeddings.transformations.views import EMBEDDING
 
 Row = tuple[int | str, bytes]

@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
+from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.ledger.records import Ranges
 from feast_embeddings.materialize.stream.source import Delivery, Positions, partition_of
 from feast_embeddings.models.errors import StreamError
@@ -48,10 +49,11 @@ class ParquetReplay:
         self._committed_path = Path(path).with_name(f".{self.name}.{group}.{'-'.join(map(str, partitions))}.json")
         self.partitions = tuple(partitions)
         committed = self._committed()
-        starts = {p: max(committed.get(p, -1), (after or {}).get(p, -1)) for p in partitions}
         self._payloads, self._times_us, self._of_row = _read(Path(path), contract, of)
         mine = np.isin(self._of_row, self.partitions)
-        place = np.array([starts.get(p, -1) for p in range(of)], np.int64)[self._of_row]
+        self._done = {p: max(committed.get(p, -1), (after or {}).get(p, -1)) for p in partitions}
+        self._rows_of = {p: np.flatnonzero(self._of_row == p) for p in partitions}
+        place = np.array([self._done.get(p, -1) for p in range(of)], np.int64)[self._of_row]
         self._rows: Int64s = np.flatnonzero(mine & (np.arange(len(mine)) > place)).astype(np.int64)
         self._next = 0
         self._delivered: dict[int, int] = {}
@@ -97,11 +99,22 @@ class ParquetReplay:
         temporary = self._committed_path.with_suffix(".tmp")
         temporary.write_text(json.dumps(merged))
         temporary.replace(self._committed_path)
+        self._done |= merged
 
     def lag(self) -> dict[int, int]:
         """As the contract says: rows that are due and wait."""
         due = self._rows[self._next : self._next + self._ready(len(self._rows))]
         return {p: int(np.count_nonzero(self._of_row[due] == p)) for p in self.partitions}
+
+    def oldest_us(self) -> int | None:
+        """As the contract says: a row comes when it is due, the first one when the file is opened."""
+        firsts = {p: int(np.searchsorted(rows, self._done[p], side="right")) for p, rows in self._rows_of.items()}
+        waiting = [int(self._rows_of[p][first]) for p, first in firsts.items() if first < len(self._rows_of[p])]
+        if not waiting:
+            return None
+        due_s = (int(self._times_us[min(waiting)]) - self._began_us) / 1e6 / self._speed
+        waited_s = time.monotonic() - self._began - due_s
+        return None if waited_s < 0 else now_us() - round(waited_s * 1e6)
 
     def close(self) -> None:
         """Nothing to give back."""

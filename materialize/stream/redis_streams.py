@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import redis
 
 from feast_embeddings.materialize.ledger.records import Ranges
 from feast_embeddings.materialize.online import call_script
-from feast_embeddings.materialize.stream.source import Delivery, Positions, joined, partition_of
+from feast_embeddings.materialize.online.keys import partitions_key, readers_key, stream_key
+from feast_embeddings.materialize.stream.source import Delivery, Positions, joined
 from feast_embeddings.models.errors import LeaseError, StreamError
 from feast_embeddings.models.types import Int64s
 
@@ -26,37 +27,17 @@ PARTITIONS: Final = 8
 SEQUENCE_BITS: Final = 20
 _CLAIM: Final = 1000
 _TRIM_EVERY: Final = 50  # commits
+_T = TypeVar("_T")
 
 Client = Callable[[], AbstractContextManager[Any]]
 """Gives a redis-py client for the length of a ``with`` block, as an OnlineServer does."""
 
 
-def stream_key(project: str, behaviors: str, partition: int) -> str:
-    """Key of one partition; the braces keep all partitions on one node of a cluster, as one read of them needs."""
-    return f"feast-embeddings:{{{project}:{behaviors}}}:behaviors:{partition}"
-
-
 def agreed_partitions(client: Any, project: str, behaviors: str, wanted: int = PARTITIONS) -> int:
     """Into how many partitions these behaviors are dealt: what the first producer or worker wanted, for good."""
-    key = f"feast-embeddings:{{{project}:{behaviors}}}:partitions"
+    key = partitions_key(project, behaviors)
     client.set(key, wanted, nx=True)
     return int(client.get(key))
-
-
-def append_behaviors(
-    client: Any,
-    project: str,
-    behaviors: str,
-    partitions: int,
-    entity_ids: Sequence[int | str],
-    payloads: Sequence[bytes],
-) -> None:
-    """Append one payload per entity id, each to the stream of its entity's partition, in one pipeline."""
-    keys = [stream_key(project, behaviors, partition) for partition in range(partitions)]
-    pipe = client.pipeline(transaction=False)
-    for entity_id, payload in zip(entity_ids, payloads, strict=True):
-        pipe.execute_command("XADD", keys[partition_of(entity_id, partitions)], "*", FIELD, payload)
-    pipe.execute()
 
 
 class RedisStreams:
@@ -90,13 +71,13 @@ class RedisStreams:
         self.name, self.partitions = behaviors, tuple(partitions)
         self._client = client
         self._group, self._consumer = group, consumer
-        self._readers = f"feast-embeddings:{{{project}:{behaviors}}}:readers:{group}"
+        self._readers = readers_key(project, behaviors, group)
         self._token = f"{consumer} {uuid.uuid4().hex}"
         self._keys = {partition: stream_key(project, behaviors, partition) for partition in partitions}
         self._partition_of = {key.encode(): partition for partition, key in self._keys.items()}
         self._after = dict(after or {})
         self._delivered: dict[int, int] = {}
-        self._last = dict.fromkeys(partitions, -1)
+        self._last, self._done = dict.fromkeys(partitions, -1), dict.fromkeys(partitions, -1)
         self._unacked: dict[int, list[tuple[Int64s, list[bytes]]]] = {partition: [] for partition in partitions}
         self._claimed: list[Delivery] = []
         self._commits = 0
@@ -109,7 +90,7 @@ class RedisStreams:
         share = max(max_events // len(self._keys), 1)
         answer = self._call(lambda client: self._read(client, share, max_wait_s))
         delivery = joined(self.name, [self._delivery(key, entries) for key, entries in answer])
-        return None if delivery is None else self._remember(delivery)
+        return self._remember(delivery) if len(delivery) else None
 
     def snapshot(self) -> dict[int, int]:
         """As the contract says."""
@@ -117,32 +98,36 @@ class RedisStreams:
 
     def replay(self, ranges: Ranges) -> Delivery:
         """As the contract says."""
-        found = self._call(lambda client: [self._range(client, *each) for each in ranges.items()])
+        keys = [(self._keys[partition], tuple(map(entry_id, bounds))) for partition, bounds in ranges.items()]
+        answer = self._call(lambda client: [(key.encode(), client.xrange(key, *ids)) for key, ids in keys])
+        found = [self._delivery(key, entries) for key, entries in answer]
         for delivery, (partition, (first, last)) in zip(found, ranges.items(), strict=True):
             if not len(delivery) or (delivery.offsets[0], delivery.offsets[-1]) != (first, last):
                 raise StreamError(
-                    f"Stream {self._key(partition)} no longer holds the recorded entries {entry_id(first).decode()} "
-                    f"to {entry_id(last).decode()}: something trimmed it. Restore the "
-                    "stream, or raise how many entries it keeps."
+                    f"Stream {self._keys[partition]} no longer holds the recorded entries {entry_id(first).decode()} "
+                    f"to {entry_id(last).decode()}: something trimmed it. Restore the stream, or raise how many "
+                    "entries it keeps."
                 )
-        delivery = joined(self.name, found)
-        return delivery if delivery is not None else _empty(self.name)
+        return joined(self.name, found)
 
     def commit(self, positions: Positions) -> None:
         """As the contract says; now and then, entries that every group is done with are dropped from the stream."""
         self._after |= {partition: max(last, self._after.get(partition, -1)) for partition, last in positions.items()}
         done = {partition: self._take_unacked(partition, last) for partition, last in positions.items()}
         self._call(lambda client: self._acknowledge(client, done))
+        self._done |= {partition: max(last, self._done[partition]) for partition, last in positions.items()}
         self._commits += 1
         if self._commits % _TRIM_EVERY == 0:
             self._call(self._trim)
 
     def lag(self) -> dict[int, int]:
         """As the contract says."""
-        lags: dict[int, int] = self._call(
-            lambda client: {p: self._lag_of(client, key) for p, key in self._keys.items()}
-        )
-        return lags
+        return self._call(lambda client: {p: self._lag_of(client, key) for p, key in self._keys.items()})
+
+    def oldest_us(self) -> int | None:
+        """As the contract says: the server's own time of the first entry behind what is acknowledged."""
+        behind = {self._keys[partition]: last for partition, last in self._done.items()}
+        return self._call(lambda client: _first_us(client, behind))
 
     def close(self) -> None:
         """Drop what every group is done with; the client is the store's. What is pending stays, for the next worker."""
@@ -151,15 +136,8 @@ class RedisStreams:
 
     # ── private ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _call(self, work: Callable[[Any], Any]) -> Any:
-        try:
-            with self._client() as client:
-                return work(client)
-        except redis.RedisError as error:
-            raise StreamError(
-                f"Streams of behaviors {self.name!r} in Redis: {error}. Check that the server of online_store can be "
-                "reached; nothing was lost: what is not committed is delivered again."
-            ) from error
+    def _call(self, work: Callable[[Any], _T]) -> _T:
+        return _asked(self._client, self.name, work)
 
     def _open(self, client: Any) -> None:
         client.hset(self._readers, mapping=dict.fromkeys(self._keys.values(), self._token))  # before the claims
@@ -169,17 +147,16 @@ class RedisStreams:
             except redis.ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
-            cursor: bytes = b"0-0"
-            while True:
-                answer = client.execute_command(
-                    "XAUTOCLAIM", key, self._group, self._consumer, 0, cursor, "COUNT", _CLAIM
-                )
-                self._claim(partition, answer[1])
-                cursor = answer[0]
-                if cursor == b"0-0":
-                    break
+            cursor = b""
+            while cursor != b"0-0":
+                claimed = (key, self._group, self._consumer, 0, cursor or b"0-0", "COUNT", _CLAIM)
+                cursor, entries, *_ = client.execute_command("XAUTOCLAIM", *claimed)
+                self._claim(partition, entries)
             groups = {group["name"]: group for group in client.xinfo_groups(key)}
-            self._last[partition] = int(offsets_of([groups[self._group.encode()]["last-delivered-id"]])[0])
+            self._last[partition] = _offset_of(groups[self._group.encode()]["last-delivered-id"])
+            pending = client.xpending(key, self._group)["min"]
+            done = max(self._last[partition], self._after.get(partition, -1))
+            self._done[partition] = done if pending is None else _offset_of(pending) - 1
 
     def _claim(self, partition: int, entries: list[Any]) -> None:
         """Keep claimed entries for delivery, but those at or before a recorded position for the next commit alone.
@@ -214,11 +191,10 @@ class RedisStreams:
                 f"Partitions {sorted(self._keys)} of behaviors {self.name!r} were taken over by another worker of "
                 f"group {self._group!r}: this one reads nothing more."
             )
-        return [(key, [(each, _fields(flat)) for each, flat in entries]) for key, entries in answer or []]
-
-    def _range(self, client: Any, partition: int, bounds: tuple[int, int]) -> Delivery:
-        entries = client.xrange(self._key(partition), *map(entry_id, bounds))
-        return self._delivery(self._key(partition).encode(), entries)
+        return [
+            (key, [(each, dict(zip(flat[::2], flat[1::2], strict=True))) for each, flat in entries])
+            for key, entries in answer or []
+        ]
 
     def _delivery(self, key: bytes, entries: list[Any]) -> Delivery:
         ids = [entry[0] for entry in entries]
@@ -252,7 +228,7 @@ class RedisStreams:
         pipe = client.pipeline(transaction=False)
         for partition, ids in done.items():
             if ids:
-                pipe.execute_command("XACK", self._key(partition), self._group, *ids)
+                pipe.execute_command("XACK", self._keys[partition], self._group, *ids)
         pipe.execute()
 
     def _trim(self, client: Any) -> None:
@@ -262,7 +238,7 @@ class RedisStreams:
                 pending = client.xpending(key, group["name"])
                 oldest.append(pending["min"] or group["last-delivered-id"])
             if oldest:
-                first = min(oldest, key=lambda each: offsets_of([each])[0])
+                first = min(oldest, key=_offset_of)
                 client.execute_command("XTRIM", key, "MINID", "=", first)
 
     def _lag_of(self, client: Any, key: str) -> int:
@@ -272,8 +248,43 @@ class RedisStreams:
             return int(group["lag"])
         return len(client.xrange(key, b"(" + group.get("last-delivered-id", b"0-0"), b"+", count=100_000))
 
-    def _key(self, partition: int) -> str:
-        return self._keys[partition]
+
+def waiting_since_us(client: Client, project: str, behaviors: str, after: Positions) -> int | None:
+    """When the oldest entry behind ``after`` came, microseconds, whoever reads the stream; None where none waits.
+
+    Raises:
+        StreamError: Redis cannot be reached.
+    """
+
+    def look(asked: Any) -> int | None:
+        partitions = range(int(asked.get(partitions_key(project, behaviors)) or 0))
+        return _first_us(asked, {stream_key(project, behaviors, each): after.get(each, -1) for each in partitions})
+
+    return _asked(client, behaviors, look)
+
+
+def _asked(client: Client, behaviors: str, work: Callable[[Any], _T]) -> _T:
+    try:
+        with client() as asked:
+            return work(asked)
+    except redis.RedisError as error:
+        raise StreamError(
+            f"Streams of behaviors {behaviors!r} in Redis: {error}. Check that the server of online_store can be "
+            "reached; nothing was lost: what is not committed is delivered again."
+        ) from error
+
+
+def _first_us(client: Any, behind: Mapping[str, int]) -> int | None:
+    """When the oldest of the first entries behind these offsets came, by stream; one round trip."""
+    pipe = client.pipeline(transaction=False)
+    for key, offset in behind.items():
+        pipe.xrange(key, entry_id(offset + 1), b"+", count=1)
+    found = [_offset_of(entries[0][0]) for entries in pipe.execute() if entries]
+    return (min(found) >> SEQUENCE_BITS) * 1000 if found else None
+
+
+def _offset_of(entry: bytes) -> int:
+    return int(offsets_of([entry])[0])
 
 
 def offsets_of(ids: Sequence[bytes]) -> Int64s:
@@ -284,15 +295,6 @@ def offsets_of(ids: Sequence[bytes]) -> Int64s:
     return (numbers[:, 0] << SEQUENCE_BITS) + numbers[:, 1]
 
 
-def _fields(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
 def entry_id(offset: int) -> bytes:
     """The entry id of an offset."""
     return b"%d-%d" % (offset >> SEQUENCE_BITS, offset & ((1 << SEQUENCE_BITS) - 1))
-
-
-def _empty(name: str) -> Delivery:
-    nothing = np.empty(0, np.int64)
-    return Delivery(name, nothing, nothing, [], nothing)

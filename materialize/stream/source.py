@@ -103,6 +103,12 @@ class Source(Protocol):
     def lag(self) -> dict[int, int]:
         """Messages of each partition that were not delivered yet."""
 
+    def oldest_us(self) -> int | None:
+        """When the oldest message that was not committed came to the source, microseconds; None where none waits.
+
+        Whether it was delivered makes no difference. However much waits, this asks for one message per partition.
+        """
+
     def close(self) -> None:
         """Give the connections back. What was not committed will be delivered again."""
 
@@ -117,12 +123,12 @@ def lane_partitions(lane: int, lanes: int, partitions: int) -> tuple[int, ...]:
     return tuple(range(lane, partitions, lanes))
 
 
-def joined(source: str, parts: Sequence[Delivery]) -> Delivery | None:
-    """Deliveries end to end; None where there is none."""
-    parts = [part for part in parts if len(part)]
-    if not parts:
-        return None
+def joined(source: str, parts: Sequence[Delivery]) -> Delivery:
+    """Deliveries end to end; an empty one where there is none."""
     payloads = [payload for part in parts for payload in part.payloads]
-    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("partitions", "offsets"))
-    partitions, offsets = columns
-    return Delivery(source, partitions, offsets, payloads, np.concatenate([part.arrived_us for part in parts]))
+    nothing = np.empty(0, np.int64)
+    partitions, offsets, arrived_us = (
+        np.concatenate([nothing, *(getattr(part, name) for part in parts)])
+        for name in ("partitions", "offsets", "arrived_us")
+    )
+    return Delivery(source, partitions, offsets, payloads, arrived_us)

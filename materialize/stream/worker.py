@@ -17,18 +17,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from feast_embeddings.materialize.ledger.leases import Lease, held, holder, lane_resource, lanes_held
-from feast_embeddings.materialize.ledger.ledger import Ledger
-from feast_embeddings.materialize.stream.lane import LaneStats, LaneWork, OnTick
-from feast_embeddings.materialize.stream.metrics import StreamMetrics
-from feast_embeddings.materialize.stream.micro_batch import MicroBatches
-from feast_embeddings.materialize.stream.sharing import (
+from feast_embeddings.materialize.ledger.leases import (
+    Lease,
+    held,
+    holder,
     is_paused,
-    lane_name,
+    lane_resource,
+    lanes_held,
     left_resource,
     presence,
     workers_there,
 )
+from feast_embeddings.materialize.ledger.ledger import Ledger
+from feast_embeddings.materialize.stream.lane import LaneStats, LaneWork, OnTick
+from feast_embeddings.materialize.stream.metrics import StreamMetrics
+from feast_embeddings.materialize.stream.micro_batch import MicroBatches
 from feast_embeddings.materialize.stream.source import Source, lane_partitions
 from feast_embeddings.models.errors import DeclarationError, LeaseError
 
@@ -95,6 +98,8 @@ class StreamWorker:
         self._open_source, self._make_ticks, self._background = open_source, make_ticks, background
         self._on_tick = on_tick
         self._open: dict[str, LaneWork] = {}
+        self._resting: list[LaneWork] = []
+        self._paused = False
         self._done = LaneStats()
         self._stop = threading.Event()
         self._busy_at = time.monotonic()
@@ -119,6 +124,7 @@ class StreamWorker:
                         self._background()
                     self._stop.wait(poll_s)
             finally:
+                self._wake()
                 self._let_go(list(self._open))
         return self._done
 
@@ -152,9 +158,11 @@ class StreamWorker:
 
     def _share(self) -> None:
         """Take lanes up to the fair share, or give surplus ones back."""
-        if is_paused(self.ledger, self.project, self.view):
-            self._let_go(list(self._open))
+        self._paused = is_paused(self.ledger, self.project, self.view)
+        if self._paused:
+            self._let_go(list(self._open), rest=True)
             return
+        self._wake()
         if not self._open and not self._finished_left():
             return
         workers = max(workers_there(self.ledger, self.project, self.view), 1)
@@ -164,7 +172,7 @@ class StreamWorker:
         for number in range(self.options.lanes):
             if len(self._open) >= share or self._stop.is_set():
                 return
-            name = lane_name(number, self.options.lanes)
+            name = f"{number}/{self.options.lanes}"
             if name not in self._open:
                 self._take(name, lane_partitions(number, self.options.lanes, self.options.partitions))
 
@@ -230,14 +238,23 @@ class StreamWorker:
             raise
         return ticks, source
 
-    def _let_go(self, names: list[str]) -> None:
+    def _wake(self) -> None:
+        """The pause is over: the lanes that it emptied are opened anew by whoever takes them."""
+        while self._resting:
+            self._resting.pop().source.close()
+
+    def _let_go(self, names: list[str], rest: bool = False) -> None:
+        """Let lanes go; those that rest until a pause ends are looked at meanwhile, for what waits there."""
         going = {name: self._open.pop(name) for name in names}
         for lane in going.values():
             lane.stop()
         for lane in going.values():
             ended = lane.join(_STOP_S - 1)
             _add(self._done, lane.stats)
-            lane.source.close()
+            if rest:
+                self._resting.append(lane)
+            else:
+                lane.source.close()
             if ended:
                 lane.ticks.lease.release()
             if lane.error is not None and not isinstance(lane.error, LeaseError):
@@ -250,9 +267,14 @@ class StreamWorker:
     # ── looking ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _observe(self) -> None:
-        lag = sum(sum(lane.source.lag().values()) for lane in self._open.values())
-        oldest = 0.0
-        self.metrics.lag(self.source_name, lag, oldest)
+        lanes = [*self._open.values(), *self._resting]
+        self.metrics.beat(min([time.monotonic(), *(lane.beat_s for lane in self._open.values())]))
+        if self._paused and not lanes:
+            return  # who began during a pause has no lane to look at
+        queued = sum(lane.waiting for lane in lanes)
+        lag = queued + sum(sum(lane.source.lag().values()) for lane in lanes)
+        oldest = [us for lane in lanes if (us := lane.source.oldest_us()) is not None]
+        self.metrics.lag(self.source_name, lag, queued, min(oldest, default=None))
         if lag:
             self._busy_at = time.monotonic()
 

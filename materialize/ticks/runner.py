@@ -14,7 +14,14 @@ from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.declare import Due, EmbeddingSpec
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.leases import Lease, held, holder, new_owner, refresh_resource, view_resource
+from feast_embeddings.materialize.ledger.leases import (
+    Lease,
+    held,
+    holder,
+    new_owner,
+    refresh_resource,
+    view_resource,
+)
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.online import OnlineServer, read_manifest
 from feast_embeddings.materialize.ticks.agenda import Agenda

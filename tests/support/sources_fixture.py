@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import redis
 
 from feast_embeddings.materialize.stream.kafka import Kafka, partitions_of
+from feast_embeddings.materialize.stream.push import append_behaviors
 from feast_embeddings.materialize.stream.recorded import ParquetReplay
-from feast_embeddings.materialize.stream.redis_streams import RedisStreams, append_behaviors
+from feast_embeddings.materialize.stream.redis_streams import RedisStreams
 from feast_embeddings.materialize.stream.source import Delivery, Source, partition_of
 from feast_embeddings.transformations import BehaviorContract, BehaviorType
 

@@ -16,7 +16,8 @@ from feast_embeddings.materialize.ledger.leases import Lease
 from feast_embeddings.materialize.ledger.records import Tick
 from feast_embeddings.materialize.stream.micro_batch import MicroBatches
 from feast_embeddings.materialize.stream.payloads import decode, to_json_payloads
-from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions, append_behaviors
+from feast_embeddings.materialize.stream.push import append_behaviors
+from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
 from feast_embeddings.materialize.ticks.view_work import ViewWork
 
 PARTITIONS = 2

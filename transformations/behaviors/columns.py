@@ -1,4 +1,4 @@
-"""Whether a table's columns can mean what the contract says, before any row is read."""
+"""The columns that a contract names: their types, and whether a table's can mean them, before any row is read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,23 @@ import pyarrow as pa
 
 from feast_embeddings.models.errors import BehaviorSourceError
 from feast_embeddings.transformations.behaviors.contract import BehaviorContract
+from feast_embeddings.transformations.behaviors.times import TIMESTAMP
+
+_ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
+
+
+def raw_schema(contract: BehaviorContract) -> pa.Schema:
+    """The contract's source columns, as streams carry them and as they are appended to the behavior log."""
+    types = {
+        "entity": _ID_TYPES[contract.entity_dtype],
+        "item": _ID_TYPES[contract.item_dtype],
+        "behavior_type": pa.string(),
+        "event_time": TIMESTAMP,
+        "value": pa.float64(),
+        "created_time": TIMESTAMP,
+        "dedup_id": pa.string(),
+    }
+    return pa.schema([(column, types[role]) for role, column in contract.columns.items()])
 
 
 def check_columns(schema: pa.Schema, contract: BehaviorContract, where: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from repo_fixture import MakeRepo
+from stream_fixture import PARTITIONS, SINCE, behavior, send, streamed
+from watched_fixture import OPTIONS, until, watched
 
-from feast_embeddings.materialize.stream.metrics import BOUNDS, FRESHNESS, StreamMetrics, quantile
+from feast_embeddings.materialize.stream.metrics import BOUNDS, FRESHNESS, STAGES, StreamMetrics, quantile
+from feast_embeddings.materialize.stream.push import append_behaviors
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -25,35 +31,38 @@ def sample(metrics: StreamMetrics, name: str, **labels: str) -> float:
     return scraped(metrics)[f"feast_embeddings_{name}", tuple(sorted(labels.items()))]
 
 
-def test_counts_in_the_ledgers_words_come_out_by_outcome_and_reason() -> None:
-    metrics = StreamMetrics()
-    for _ in range(2):
-        metrics.counted("user", {"read": 10, "applied": 7, "deduplicated": 1, "quarantined: no item": 2})
-
-    assert sample(metrics, "stream_behaviors_total", view="user", outcome="applied") == 14
-    assert sample(metrics, "stream_behaviors_total", view="user", outcome="quarantined") == 4
-    assert sample(metrics, "stream_quarantined_total", view="user", reason="no item") == 4
-
-
-def test_lag_tick_and_generation_are_the_last_ones_told() -> None:
-    metrics = StreamMetrics()
-    metrics.lag("clicks", 5, 0.5)
-    metrics.lag("clicks", 3, 0.25)
-    metrics.published("user", 7)
-    metrics.published("user", 8)
-    metrics.generation("main", 4)
-    metrics.late("user", 2)
-    metrics.unknown("user", 3)
-    metrics.queued("clicks", 9)
-
-    assert sample(metrics, "stream_lag_behaviors", source="clicks") == 3
-    assert metrics.lag_s == 0.25
-    assert sample(metrics, "stream_last_tick", view="user") == 8
-    assert sample(metrics, "stream_ticks_total", view="user") == 2
-    assert sample(metrics, "live_generation", encoder="main") == 4
-    assert sample(metrics, "stream_late_total", view="user") == 2
-    assert sample(metrics, "stream_unknown_items_total", view="user") == 3
-    assert sample(metrics, "stream_queued_behaviors", source="clicks") == 9
+def test_a_worker_counts_what_became_of_each_behavior_as_the_ledger_does(make_repo: MakeRepo) -> None:
+    repo = streamed(make_repo)
+    first = [behavior(user, 101, SINCE + 0.3) for user in (1, 2, 3)]
+    late = behavior(1, 102, SINCE + 0.2)
+    unknown = [behavior(user, 999, SINCE + 0.4) for user in (1, 2)]
+    bad = behavior(4, 103, SINCE + 0.4) | {"event": "no such type"}
+    began = time.monotonic()
+    with watched(repo, options=replace(OPTIONS, lanes=1)) as seen:
+        send(repo, first)
+        until(lambda: seen.worker.stats.behaviors == 3)
+        send(repo, [*unknown, late, first[0], bad])
+        with repo.redis() as client:
+            append_behaviors(client, repo.project, "behaviors", PARTITIONS, [1], [b"no behavior"])
+        until(lambda: seen.worker.stats.behaviors == 9)
+        outcomes, reasons = seen.samples("stream_behaviors_total"), seen.samples("stream_quarantined_total")
+        counted = {name: seen.value(f"stream_{name}_total") for name in ("late", "unknown_items", "ticks")}
+        last, freshness = seen.value("stream_last_tick"), seen.samples("freshness_seconds_count")
+        seconds = seen.samples("freshness_seconds_sum")
+    ledger = repo.workspace.ledger
+    told = {"read": 9, "applied": 6, "deduplicated": 1, "quarantined": 2}
+    assert outcomes == {(name, "user_embedding"): count for name, count in told.items()}
+    totals = ledger.totals("user_embedding")
+    assert {f"quarantined: {reason}": count for (reason, _), count in reasons.items()} == {
+        name: count for name, count in totals.items() if name.startswith("quarantined")
+    }
+    assert {name: totals[name] for name in ("read", "applied", "deduplicated")}.items() <= told.items()
+    ticks = ledger.ticks("user_embedding")
+    assert counted == {"late": 1, "unknown_items": 2, "ticks": len(ticks)}
+    assert last == ticks[-1].number
+    assert freshness == {(stage, "user_embedding"): 9 for stage in STAGES}
+    whole = seconds.pop(("total", "user_embedding"))
+    assert 0 < max(seconds.values()) <= whole <= 9 * (time.monotonic() - began)
 
 
 def test_two_workers_of_one_process_do_not_share_a_registry() -> None:

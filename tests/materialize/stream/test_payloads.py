@@ -10,9 +10,9 @@ import pytest
 from fuzz_payloads import messages
 from sources_fixture import CONTRACT, T0
 
-from feast_embeddings.materialize.files.appended import raw_schema
 from feast_embeddings.materialize.stream.payloads import decode, to_arrow_payload
 from feast_embeddings.transformations import BehaviorContract, BehaviorType, CleaningRules, prepare
+from feast_embeddings.transformations.behaviors.columns import raw_schema
 
 GOOD = {"user": 5, "item": 7, "at": "2024-03-01T00:00:00Z", "id": "a"}
 ROW = {"user": 5, "item": 7, "at": T0, "id": "a"}

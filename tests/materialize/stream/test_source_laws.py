@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import numpy as np
 import pytest
 from sources_fixture import PARTITIONS, USERS, World, drain, numbers
 
+from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.ledger.records import ranges_from_json, ranges_to_json
 from feast_embeddings.materialize.stream.source import (
     Delivery,
+    Source,
     lane_partitions,
     partition_of,
 )
 from feast_embeddings.models.errors import LeaseError
 
 N = 60
+CLOCK_US = 1000
 
 
 def by_place(deliveries: list[Delivery]) -> dict[tuple[int, int], bytes]:
@@ -117,6 +121,39 @@ def test_what_comes_later_is_delivered_later_and_the_lag_says_how_much_waits(wor
     assert sorted(numbers(found) + numbers(later)) == list(range(N + 10))
     assert sum(resumed.lag().values()) == 0
     resumed.close()
+
+
+def test_what_is_not_committed_waits_since_it_came_whether_it_was_delivered_or_not(world: World) -> None:
+    began_us = now_us() - CLOCK_US
+    world.publish(N // 2)
+    time.sleep(0.3)
+    later_us = now_us() - CLOCK_US
+    world.publish(N // 2)
+    source = world.open()
+    assert began_us <= _oldest(source) <= now_us()
+    first, found = _oldest(source), drain(source, N, most=16)
+    assert abs(_oldest(source) - first) <= CLOCK_US
+    early = [(n, place) for n, place in zip(numbers(found), _places(found), strict=True) if n < N // 2]
+    source.commit({partition: offset for _, (partition, offset) in early})
+    assert later_us <= _oldest(source) <= now_us()
+    source.close()
+    taken_over = world.open()  # by whoever comes after a worker that died with the rest
+    assert later_us <= _oldest(taken_over) <= now_us()
+    drain(taken_over, N - len(early))
+    taken_over.commit(taken_over.snapshot())
+    assert taken_over.oldest_us() is None
+    taken_over.close()
+
+
+def _oldest(source: Source) -> int:
+    found = source.oldest_us()
+    assert found is not None
+    return found
+
+
+def _places(deliveries: list[Delivery]) -> list[tuple[int, int]]:
+    pairs = (zip(each.partitions.tolist(), each.offsets.tolist(), strict=True) for each in deliveries)
+    return [place for each in pairs for place in each]
 
 
 def test_lanes_share_the_partitions_without_overlap(world: World) -> None:

@@ -15,13 +15,12 @@ from feast import FeatureStore
 from repo_fixture import USERS, MakeRepo, SmallRepo, StoppedError, day, stopping_at, tiny_encoder
 from stream_fixture import PARTITIONS, SINCE, by_hand, clicks, send, streamed
 
-from feast_embeddings.materialize.ledger.leases import lanes_held
+from feast_embeddings.materialize.ledger.leases import lanes_held, paused
 from feast_embeddings.materialize.ledger.schema import leases
+from feast_embeddings.materialize.online.keys import stream_key
 from feast_embeddings.materialize.stream.declared import make_worker
 from feast_embeddings.materialize.stream.micro_batch import MicroBatches
 from feast_embeddings.materialize.stream.recompute import replay_stream
-from feast_embeddings.materialize.stream.redis_streams import stream_key
-from feast_embeddings.materialize.stream.sharing import paused
 from feast_embeddings.materialize.stream.source import Source
 from feast_embeddings.materialize.stream.worker import StreamOptions, StreamWorker
 from feast_embeddings.materialize.upkeep import forget

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from feast_embeddings.materialize.stream.judge import POISON
+from feast_embeddings.materialize.files.appended import OFFSET, PARTITION
+
+POISON: Final = pa.schema(
+    [(PARTITION, pa.int32()), (OFFSET, pa.int64()), ("payload", pa.binary()), ("reason", pa.string())]
+)
 
 
 class PoisonMessages:
