@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 import numpy as np
 
-from feast_embeddings.materialize.stream.payloads import decode
+from feast_embeddings.materialize.stream import decode
 from feast_embeddings.transformations import BehaviorContract, CleaningRules, prepare
 
 

@@ -84,7 +84,7 @@ def main() -> None:
     os.chdir(sys.argv[1])
     from feast import FeatureStore
 
-    from feast_embeddings.materialize.files.workspace import Workspace
+    from feast_embeddings.materialize.files import Workspace
 
     store = FeatureStore(".")
     end = datetime.fromtimestamp(int(sys.argv[2]) / 1_000_000, UTC)

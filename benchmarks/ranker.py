@@ -36,7 +36,7 @@ from rich.table import Table
 from feast_embeddings.materialize.clock import simulated, us_of
 from feast_embeddings.materialize.declare import embedding_specs
 from feast_embeddings.materialize.demo import feast_apply, make_repo, training_config, write_journey
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.materialize.learning import train_declared
 from feast_embeddings.models import AdversarialTraining, AutoEncoderConfig, AutoEncoderTraining, TrainingConfig
 from feast_embeddings.models.evaluation import Estimate, Ragged, bootstrap, measures

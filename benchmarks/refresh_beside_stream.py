@@ -69,10 +69,10 @@ def prepare(folder: Path, users: int, seed: int) -> None:
 
 def waits(folder: Path, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
     """When each click was due, and how long it waited until its vector was servable; seconds [n] each, by time."""
-    from stream import _appended, _applied
+    from stream import appended, applied
 
-    ticks, due, waited = _applied(folder), [], []
-    for table in _appended(folder):
+    ticks, due, waited = applied(folder), [], []
+    for table in appended(folder):
         number = np.array([int(each[1:]) for each in table["id"].to_pylist()], np.int64)
         mine = (number >= first) & (number < end)
         at = table["at"].cast(pa.int64()).to_numpy()[mine]
@@ -96,17 +96,17 @@ def summary(folder: Path, first: int, end: int, seconds: float) -> dict[str, Any
 
 def measure(folder: Path, port: int, options: argparse.Namespace) -> dict[str, Any]:
     """The stream alone, then with a refresh beside it, from one and the same workers."""
-    from stream import _await, _send, processes
+    from stream import await_applied, processes, send
 
     with processes(folder, port, kafka=False, options=options) as (generator, _):
-        _send(generator, options.rate, 8, 0)
+        send(generator, options.rate, 8, 0)
         warm = options.rate * 8
-        _await(folder, warm, False, 120)
+        await_applied(folder, warm, False, 120)
         began = time.monotonic()
-        _send(generator, options.rate, options.alone, warm)
+        send(generator, options.rate, options.alone, warm)
         first = warm + options.rate * options.alone
         alone = (warm, first, time.monotonic() - began)
-        _await(folder, first, False, 60)
+        await_applied(folder, first, False, 60)
         now, began, end = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), time.monotonic(), first
         command = [
             sys.executable,
@@ -123,9 +123,9 @@ def measure(folder: Path, port: int, options: argparse.Namespace) -> dict[str, A
                 [*command, "-v", "user_embedding", "-v", "item_embedding"], stdout=log, stderr=log
             )
             while refresh.poll() is None:
-                end += _send(generator, options.rate, PIECE_S, end)["sent"]
+                end += send(generator, options.rate, PIECE_S, end)["sent"]
         beside = (first, end, time.monotonic() - began)
-        drained_s = _await(folder, end, False, 60)
+        drained_s = await_applied(folder, end, False, 60)
     if refresh.returncode:
         raise SystemExit(Path("refresh.log").read_text()[-2000:])
     live = Path("refresh.log").read_text().count("is live, in space")

@@ -128,7 +128,7 @@ def prepare(folder: Path, data: Path, minutes: float, encoder: Path | None) -> d
 @contextmanager
 def processes(folder: Path, port: int, kafka: bool, options: argparse.Namespace) -> Iterator[tuple[Any, list[Any]]]:
     """The generator, and the workers once they hold their lanes."""
-    from feast_embeddings.materialize.online.keys import stream_key
+    from feast_embeddings.materialize.online import stream_key
 
     program = [sys.executable, str(ROOT / "benchmarks" / "stream_processes.py")]
     common = ["--folder", str(folder), "--partitions", str(PARTITIONS)]
@@ -159,14 +159,14 @@ def measure(
     found = []
     with processes(folder, port, kafka, options) as (generator, workers):
         first = 10_000_000 if kafka else 0
-        _send(generator, 200, 5, first)  # encoders loaded, lanes shared
+        send(generator, 200, 5, first)  # encoders loaded, lanes shared
         first += 1000
-        _await(folder, first - (10_000_000 if kafka else 0), kafka, 120)
+        await_applied(folder, first - (10_000_000 if kafka else 0), kafka, 120)
         for rate in rates:
             before = [_cpu(worker.pid) for worker in workers]
-            sent = _send(generator, rate, options.seconds, first)
+            sent = send(generator, rate, options.seconds, first)
             first += sent["sent"]
-            drained_s = _await(folder, first - (10_000_000 if kafka else 0), kafka, 60)
+            drained_s = await_applied(folder, first - (10_000_000 if kafka else 0), kafka, 60)
             spent = options.seconds + drained_s
             worked = sum(_cpu(worker.pid) - each for worker, each in zip(workers, before, strict=True)) / spent
             line = _latencies(folder, first - sent["sent"], first, sent["began"] + WARM_S)
@@ -179,14 +179,16 @@ def measure(
     return found
 
 
-def _send(generator: Any, rate: int, seconds: int, first: int) -> dict[str, Any]:
+def send(generator: Any, rate: int, seconds: int, first: int) -> dict[str, Any]:
+    """Have clicks sent at a rate; what the generator says of it."""
     generator.stdin.write(f"{rate} {seconds} {first}\n")
     generator.stdin.flush()
     answer: dict[str, Any] = json.loads(generator.stdout.readline())
     return answer
 
 
-def _applied(folder: Path) -> dict[int, dict[str, Any]]:
+def applied(folder: Path) -> dict[int, dict[str, Any]]:
+    """What the workers wrote of their ticks, by number."""
     ticks: dict[int, dict[str, Any]] = {}
     for path in folder.glob("ticks-*.jsonl"):
         for line in path.read_text().splitlines():
@@ -198,10 +200,10 @@ def _applied(folder: Path) -> dict[int, dict[str, Any]]:
 _read_before: dict[bool, int] = {}
 
 
-def _await(folder: Path, count: int, kafka: bool, within_s: float) -> float:
+def await_applied(folder: Path, count: int, kafka: bool, within_s: float) -> float:
     """Wait until so many messages of this source were applied; the seconds it took."""
     began = time.monotonic()
-    while sum(tick["read"] for tick in _applied(folder).values()) - _read_before.setdefault(kafka, 0) < count:
+    while sum(tick["read"] for tick in applied(folder).values()) - _read_before.setdefault(kafka, 0) < count:
         if time.monotonic() - began > within_s:
             raise SystemExit(f"{count:,} clicks were not applied within {within_s:.0f} s")
         time.sleep(0.1)
@@ -218,9 +220,9 @@ def _cpu(pid: int) -> float:
 def _latencies(folder: Path, first: int, end: int, since_s: float) -> dict[str, Any]:
     """From the behavior log: each click's time, and its tick's; the first seconds of a rate warm it up."""
     time.sleep(0.5)
-    ticks, late, rows = _applied(folder), [], 0
+    ticks, late, rows = applied(folder), [], 0
     used: set[int] = set()
-    for table in _appended(folder):
+    for table in appended(folder):
         number = np.array([int(each[1:]) for each in table["id"].to_pylist()], np.int64)
         at = table["at"].cast(pa.int64()).to_numpy()
         mine = (number >= first) & (number < end) & (at >= since_s * 1e6)
@@ -242,7 +244,7 @@ def _latencies(folder: Path, first: int, end: int, since_s: float) -> dict[str, 
     }
 
 
-def _appended(folder: Path) -> list[pa.Table]:
+def appended(folder: Path) -> list[pa.Table]:
     """What was appended to the behavior log; read again where the workers put files together meanwhile."""
     while True:
         try:
@@ -343,7 +345,7 @@ def main() -> int:
         declared(folder, server.port)
         rates = [int(each) for each in options.rates.split(",")]
         results["redis"] = measure(folder, server.port, rates, options, kafka=False)
-        _read_before[True] = sum(tick["read"] for tick in _applied(folder).values())
+        _read_before[True] = sum(tick["read"] for tick in applied(folder).values())
         kafka_rates = [int(each) for each in options.kafka_rates.split(",") if each]
         results["kafka"] = measure(folder, server.port, kafka_rates, options, kafka=True)
         results["stock"] = measure_stock(folder, server.port, (1, 100, 1000), 5)

@@ -110,8 +110,7 @@ def work(options: argparse.Namespace) -> None:
     from feast import FeatureStore
 
     torch.set_num_threads(1)
-    from feast_embeddings.materialize.stream.declared import SourceOptions, make_worker
-    from feast_embeddings.materialize.stream.worker import StreamOptions
+    from feast_embeddings.materialize.stream import SourceOptions, StreamOptions, make_worker
 
     os.chdir(options.folder)
     out = Path(f"ticks-{os.getpid()}.jsonl").open("w", buffering=1)  # noqa: SIM115 - it lasts as long as the process

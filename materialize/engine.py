@@ -22,10 +22,9 @@ from feast.utils import _convert_arrow_to_proto
 
 from feast_embeddings.materialize.clock import us_of
 from feast_embeddings.materialize.declare import STATE, is_embedding, spec_of
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.materialize.online import OnlineServer
-from feast_embeddings.materialize.ticks.activity import write_activity
-from feast_embeddings.materialize.ticks.runner import Outcome, Runner
+from feast_embeddings.materialize.ticks import Outcome, Runner, write_activity
 from feast_embeddings.materialize.upkeep import retire
 from feast_embeddings.models.errors import FeastEmbeddingsError
 from feast_embeddings.transformations.views import ACTIVITY_KIND, BEHAVIORS_KIND, EMBEDDING_KIND, HISTORY_KIND, KIND

@@ -34,11 +34,8 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.saved_dataset import SavedDatasetStorage
 
-from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs, spec_of
-from feast_embeddings.materialize.declare.kinds import pinned_space, ttl_us
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.embedding_log import ids_of
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs, pinned_space, spec_of, ttl_us
+from feast_embeddings.materialize.files import BehaviorLog, Workspace, ids_of
 from feast_embeddings.materialize.retrieval import (
     ROW,
     Asked,

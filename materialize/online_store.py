@@ -14,7 +14,7 @@ from feast.online_response import OnlineResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
-from feast_embeddings.materialize.declare.kinds import kind_of
+from feast_embeddings.materialize.declare import kind_of
 from feast_embeddings.materialize.online import (
     OnlineOptions,
     OnlineServer,
@@ -32,8 +32,8 @@ from feast_embeddings.materialize.serving import (
     warm_up_quietly,
     with_sessions,
 )
-from feast_embeddings.materialize.stream.push import append_pushed
-from feast_embeddings.materialize.upkeep.living_rows import LivingRows
+from feast_embeddings.materialize.stream import append_pushed
+from feast_embeddings.materialize.upkeep import LivingRows
 from feast_embeddings.models.errors import OnlineStoreError
 from feast_embeddings.transformations.views import tags
 

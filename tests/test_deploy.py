@@ -16,7 +16,7 @@ from typer.main import get_command
 
 from feast_embeddings.materialize.cli import app
 from feast_embeddings.materialize.serving import REQUEST_METRICS
-from feast_embeddings.materialize.stream.metrics import COUNTERS, FRESHNESS, GAUGES
+from feast_embeddings.materialize.stream import COUNTERS, FRESHNESS, GAUGES
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))

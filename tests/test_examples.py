@@ -17,7 +17,7 @@ from feast_embeddings.materialize import read_vectors
 from feast_embeddings.materialize.clock import simulated
 from feast_embeddings.materialize.declare import behaviors_of, embedding_specs
 from feast_embeddings.materialize.demo import ids_of, write_example
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.models import ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
 from feast_embeddings.transformations import contract_of
 

@@ -20,10 +20,10 @@ from feast_embeddings.materialize.cli.stream import register as register_stream
 from feast_embeddings.materialize.cli.watch import URL, watch
 from feast_embeddings.materialize.clock import us_of
 from feast_embeddings.materialize.demo import run_demo, write_repo
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.materialize.learning import explain_entity, train_declared, training_config
 from feast_embeddings.materialize.online import OnlineServer
-from feast_embeddings.materialize.ticks.cutover import Cutovers
+from feast_embeddings.materialize.ticks import Cutovers
 from feast_embeddings.materialize.upkeep import forget, restore, retire
 from feast_embeddings.models import align as align_encoders
 from feast_embeddings.models import load_encoder, save_encoder

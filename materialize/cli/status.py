@@ -10,12 +10,10 @@ from rich.table import Table
 
 from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.declare import EmbeddingSpec, describe, embedding_specs
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.leases import workers_there
-from feast_embeddings.materialize.ledger.ledger import Ledger
-from feast_embeddings.materialize.ledger.retirements import Retirements
+from feast_embeddings.materialize.files import Workspace
+from feast_embeddings.materialize.ledger import Ledger, Retirements, workers_there
 from feast_embeddings.materialize.online import OnlineServer
-from feast_embeddings.materialize.stream.redis_streams import waiting_since_us
+from feast_embeddings.materialize.stream import waiting_since_us
 from feast_embeddings.models.errors import FeastEmbeddingsError
 
 

@@ -13,18 +13,21 @@ import numpy as np
 import typer
 
 from feast_embeddings.materialize.cli.repo import Repo, opened
-from feast_embeddings.materialize.declare import behaviors_of, embedding_specs
-from feast_embeddings.materialize.declare.spec import user_spec
-from feast_embeddings.materialize.files.compaction import Compaction
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.declare import behaviors_of, embedding_specs, user_spec
+from feast_embeddings.materialize.files import Compaction, Workspace
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.serving import nearest, read_vectors
-from feast_embeddings.materialize.stream.declared import SourceOptions, make_worker
-from feast_embeddings.materialize.stream.health import LOOPBACK, health_of
-from feast_embeddings.materialize.stream.push import append_behaviors
-from feast_embeddings.materialize.stream.recompute import lines_of, replay_stream
-from feast_embeddings.materialize.stream.redis_streams import agreed_partitions
-from feast_embeddings.materialize.stream.worker import StreamOptions
+from feast_embeddings.materialize.stream import (
+    LOOPBACK,
+    SourceOptions,
+    StreamOptions,
+    agreed_partitions,
+    append_behaviors,
+    health_of,
+    lines_of,
+    make_worker,
+    replay_stream,
+)
 from feast_embeddings.models.errors import DeclarationError, StreamError
 from feast_embeddings.transformations import contract_of
 from feast_embeddings.transformations.behaviors import duration_us

@@ -16,8 +16,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Column, Table
 
-from feast_embeddings.materialize.stream.health import LOOPBACK, PORT
-from feast_embeddings.materialize.stream.metrics import FRESHNESS, STAGES, quantile
+from feast_embeddings.materialize.stream import FRESHNESS, LOOPBACK, PORT, STAGES, quantile
 from feast_embeddings.models.errors import DeclarationError
 
 URL: Final = f"http://{LOOPBACK}:{PORT}/metrics"

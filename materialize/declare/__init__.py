@@ -1,7 +1,18 @@
 """What a repo writes, and how everything else reads it back."""
 
 from feast_embeddings.materialize.declare.arguments import STATE, EncoderRef, Inputs, Serving
-from feast_embeddings.materialize.declare.policy import Due, Full, Hybrid, Incremental, Policy, blend, describe, due
+from feast_embeddings.materialize.declare.kinds import kind_of, pinned_space, ttl_us
+from feast_embeddings.materialize.declare.policy import (
+    Due,
+    Full,
+    Hybrid,
+    Incremental,
+    Policy,
+    blend,
+    describe,
+    due,
+    ticks_of,
+)
 from feast_embeddings.materialize.declare.spec import (
     EmbeddingSpec,
     behaviors_of,
@@ -12,6 +23,7 @@ from feast_embeddings.materialize.declare.spec import (
     is_embedding,
     source_of,
     spec_of,
+    user_spec,
 )
 from feast_embeddings.materialize.declare.storage import STORAGES, Storage, as_stored, holds, packed, unpacked
 from feast_embeddings.materialize.declare.views import (
@@ -50,9 +62,14 @@ __all__ = [
     "holds",
     "is_embedding",
     "item_embedding_view",
+    "kind_of",
     "packed",
     "pinned",
+    "pinned_space",
     "source_of",
     "spec_of",
+    "ticks_of",
+    "ttl_us",
     "unpacked",
+    "user_spec",
 ]

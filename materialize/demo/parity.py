@@ -10,7 +10,7 @@ from feast import FeatureStore
 
 from feast_embeddings.materialize.declare import embedding_specs
 from feast_embeddings.materialize.demo.reads import Rows, historical
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.models.types import Int64s
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from feast_embeddings.materialize.files.embedding_log import write_log
-from feast_embeddings.materialize.files.staged import replace_file
+from feast_embeddings.materialize.files import replace_file, write_log
 
 RAW_SCHEMA = pa.schema(
     [

@@ -10,7 +10,7 @@ import pyarrow as pa
 from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.files.staged import matrix_of
+from feast_embeddings.materialize.files import matrix_of
 from feast_embeddings.models.types import Float32s, Int64s
 from feast_embeddings.transformations import Behaviors
 

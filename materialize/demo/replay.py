@@ -20,12 +20,10 @@ from feast_embeddings.materialize.clock import simulated, us_of
 from feast_embeddings.materialize.demo.parity import Comparison, compare
 from feast_embeddings.materialize.demo.reads import Reader
 from feast_embeddings.materialize.demo.scaffold import write_repo
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.serving import Vectors, read_vectors
-from feast_embeddings.materialize.ticks.cutover import Cutovers
-from feast_embeddings.materialize.ticks.milestones import CUTOVER, listening
-from feast_embeddings.materialize.ticks.progress import progress
+from feast_embeddings.materialize.ticks import CUTOVER, Cutovers, listening, progress
 from feast_embeddings.models.types import Int64s
 from feast_embeddings.transformations import Behaviors
 

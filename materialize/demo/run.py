@@ -23,7 +23,7 @@ from feast_embeddings.materialize.demo.ranker import RankerReport, rank
 from feast_embeddings.materialize.demo.reads import Rows, next_week
 from feast_embeddings.materialize.demo.replay import END, START, Replay, Replayer, feast_apply, make_repo
 from feast_embeddings.materialize.demo.report import Line, draw, print_summary, write_figures
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.materialize.learning import Training, train_declared
 from feast_embeddings.models import SequenceConfig, TrainingConfig
 from feast_embeddings.transformations import Behaviors

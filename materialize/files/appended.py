@@ -23,7 +23,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from feast_embeddings.materialize.files.staged import finish, replace_file, temporary
 from feast_embeddings.transformations import BehaviorContract
-from feast_embeddings.transformations.behaviors.columns import raw_schema
+from feast_embeddings.transformations.behaviors import raw_schema
 
 SOURCE, PARTITION, OFFSET, TICK = "_source", "_partition", "_offset", "_tick"
 ORIGIN: Final = pa.schema([(SOURCE, pa.string()), (PARTITION, pa.int32()), (OFFSET, pa.int64()), (TICK, pa.int64())])
@@ -53,6 +53,11 @@ def range_name(view: str, first: int, last: int) -> str:
 def part_pattern(view: str) -> re.Pattern[str]:
     """What the names match of files that ticks of a view appended, compacted ones too."""
     return re.compile(rf"stream-{re.escape(quote(view, safe=''))}-\d+(-\d+)?\.parquet")
+
+
+def read_part(path: Path) -> pa.Table:
+    """The rows of a file that a tick appended, with what the tick wrote of them."""
+    return pq.read_table(path, partitioning=None)
 
 
 def part_range(path: Path, view: str) -> tuple[int, int]:
@@ -92,7 +97,7 @@ def raw_rows(folder: Path, view: str, contract: BehaviorContract, kept: Callable
     parts = set(uncovered(listed, view))
     tables = []
     for path in sorted(set(folder.rglob("*.parquet")) - (set(listed) - parts)):
-        table = pq.read_table(path, partitioning=None)
+        table = read_part(path)
         table = table.filter(kept(table[TICK])) if path in parts else table
         tables.append(table.select(schema.names).replace_schema_metadata(None))
     return pa.concat_tables([schema.empty_table(), *tables], promote_options="permissive")
@@ -109,7 +114,7 @@ def recent_rows(
     for path in reversed(uncovered(parts_of(folder, view), view)):
         if rows >= most:
             break
-        table = pq.read_table(path, partitioning=None)
+        table = read_part(path)
         wanted = pc.and_(pc.is_in(table[PARTITION], mine), pc.invert(pc.is_in(table[TICK], left_out)))
         mine_last = table.filter(wanted)
         found.append(mine_last.slice(max(len(mine_last) - (most - rows), 0)))
@@ -125,7 +130,7 @@ def rows_of_ticks(folder: Path, view: str, numbers: list[int]) -> pa.Table | Non
     for path in uncovered(parts_of(folder, view), view):
         first, last = part_range(path, view)
         if numbers and last >= min(numbers) and first <= max(numbers):
-            table = pq.read_table(path, partitioning=None)
+            table = read_part(path)
             found.append(table.filter(pc.is_in(table[TICK], wanted)).replace_schema_metadata(None))
     return pa.concat_tables(found).sort_by(TICK) if found else None
 
@@ -145,7 +150,7 @@ def erase_rows(folder: Path, view: str, living: Callable[[pa.Table], pa.Table]) 
     listed, removed = parts_of(folder, view), 0
     counted = set(uncovered(listed, view))
     for path in listed:
-        table = pq.read_table(path, partitioning=None)
+        table = read_part(path)
         kept = living(table)
         if len(kept) < len(table):
             gone = Counter(table[TICK].to_pylist()) - Counter(kept[TICK].to_pylist())

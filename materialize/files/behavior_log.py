@@ -14,9 +14,7 @@ from feast import FeatureView
 
 from feast_embeddings.materialize.declare import source_of
 from feast_embeddings.materialize.files.appended import TICK, part_pattern, part_range, parts_folder, rows_of_ticks
-from feast_embeddings.materialize.ledger.ledger import Ledger
-from feast_embeddings.materialize.ledger.records import Tick
-from feast_embeddings.materialize.ledger.tombstones import NEVER, Tombstones
+from feast_embeddings.materialize.ledger import NEVER, Ledger, Tick, Tombstones
 from feast_embeddings.models.types import Ids, Int64s
 from feast_embeddings.transformations import (
     BehaviorContract,
@@ -29,8 +27,7 @@ from feast_embeddings.transformations import (
     read_behaviors,
     rules_of,
 )
-from feast_embeddings.transformations.behaviors import Times, entities_of, read_times, schema_of, validate
-from feast_embeddings.transformations.behaviors.columns import raw_schema
+from feast_embeddings.transformations.behaviors import Times, entities_of, raw_schema, read_times, schema_of, validate
 from feast_embeddings.transformations.sources import Files, scan_behaviors, scan_entities
 
 _DAY_US = 86_400_000_000

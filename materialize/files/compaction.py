@@ -34,8 +34,7 @@ from feast_embeddings.materialize.files.appended import (
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, write_log
 from feast_embeddings.materialize.files.staged import replace_file
 from feast_embeddings.materialize.files.workspace import Workspace, behavior_log_of
-from feast_embeddings.materialize.ledger.leases import Lease, is_paused, lane_resource
-from feast_embeddings.materialize.ledger.ledger import Ledger
+from feast_embeddings.materialize.ledger import Lease, Ledger, is_paused, lane_resource
 from feast_embeddings.models.errors import LeaseError
 
 FEWEST: Final = 64

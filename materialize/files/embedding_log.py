@@ -180,6 +180,10 @@ class EmbeddingLog(StagedFiles):
         last = np.append(ticks[1:] != ticks[:-1], np.ones(min(len(ticks), 1), np.bool_))
         return rows.filter(pa.array(last))
 
+    def read(self, path: Path) -> pa.Table:
+        """The rows of a file of the log."""
+        return pq.read_table(path, schema=self.schema, partitioning=None)
+
     # ── erasure ──────────────────────────────────────────────────────────────────────────────────────────
 
     def erase(self, entity_id: int | str, on_file: Callable[[], None]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from feast_embeddings.materialize.declare import EmbeddingSpec, behaviors_of, em
 from feast_embeddings.materialize.files.appended import parts_folder
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog
-from feast_embeddings.materialize.ledger.ledger import Ledger
+from feast_embeddings.materialize.ledger import Ledger
 from feast_embeddings.materialize.paths import RepoPaths
 from feast_embeddings.models import Encoder, load_encoder, read_manifest
 from feast_embeddings.models.errors import ArtifactError, DeclarationError

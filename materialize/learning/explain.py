@@ -16,8 +16,7 @@ from feast_embeddings.materialize.declare import (
     embedding_specs,
     entity_id_of,
 )
-from feast_embeddings.materialize.files.staged import matrix_of
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files import Workspace, matrix_of
 from feast_embeddings.materialize.online import HistoryPlace, OnlineServer, read_history
 from feast_embeddings.materialize.serving import Neighbors, Vectors, nearest, read_vectors
 from feast_embeddings.models import Explanation, HistoryBatch, explain

@@ -12,7 +12,7 @@ from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.models import (
     AdversarialTraining,
     AutoEncoderConfig,

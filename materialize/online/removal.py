@@ -11,7 +11,7 @@ import numpy as np
 import redis
 from feast import FeatureView
 
-from feast_embeddings.materialize.declare.kinds import kind_of
+from feast_embeddings.materialize.declare import kind_of
 from feast_embeddings.materialize.online import keys
 from feast_embeddings.materialize.online.keys import FillPlace
 from feast_embeddings.materialize.online.server import OnlineServer

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.ledger.records import Tick
+from feast_embeddings.materialize.files import BehaviorLog
+from feast_embeddings.materialize.ledger import Tick
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.types import Ids, Int64s
 from feast_embeddings.transformations import (

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from feast_embeddings.materialize.declare import EmbeddingSpec
-from feast_embeddings.materialize.files.embedding_log import EmbeddingLog
-from feast_embeddings.materialize.ledger.ledger import Ledger
+from feast_embeddings.materialize.files import EmbeddingLog
+from feast_embeddings.materialize.ledger import Ledger
 from feast_embeddings.models.errors import LedgerError, SpaceError
 from feast_embeddings.models.types import Float32s, Int64s
 from feast_embeddings.transformations.views import EMBEDDING

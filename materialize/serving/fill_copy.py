@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from feast import FeatureView
 
-from feast_embeddings.materialize.declare.kinds import pinned_space
+from feast_embeddings.materialize.declare import pinned_space
 from feast_embeddings.materialize.online import (
     FillPlace,
     FillRef,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from feast import FeatureStore
 
 from feast_embeddings.materialize import clock
-from feast_embeddings.materialize.declare.kinds import ttl_us
+from feast_embeddings.materialize.declare import ttl_us
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.serving.fill_copy import FillSnapshot, snapshots_of
 from feast_embeddings.materialize.serving.vectors import Vectors, find

@@ -15,7 +15,7 @@ import numpy as np
 from feast import FeatureView
 
 from feast_embeddings.materialize import clock
-from feast_embeddings.materialize.declare.kinds import kind_of, pinned_space, ttl_us
+from feast_embeddings.materialize.declare import kind_of, pinned_space, ttl_us
 from feast_embeddings.materialize.online import (
     Manifest,
     OnlineServer,

@@ -21,7 +21,7 @@ from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnline
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
-from feast_embeddings.materialize.declare.kinds import kind_of
+from feast_embeddings.materialize.declare import kind_of
 from feast_embeddings.materialize.online import (
     OnlineServer,
     Strings,

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from feast import RepoConfig
 
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.materialize.serving import metrics
 from feast_embeddings.models import Encoder, HistoryBatch
 from feast_embeddings.models.encoder import lookup_of

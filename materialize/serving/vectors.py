@@ -11,7 +11,7 @@ import numpy.typing as npt
 from feast import FeatureStore, FeatureView
 
 from feast_embeddings.materialize import clock
-from feast_embeddings.materialize.declare.kinds import kind_of, pinned_space, ttl_us
+from feast_embeddings.materialize.declare import kind_of, pinned_space, ttl_us
 from feast_embeddings.materialize.online import OnlineServer, decode_vectors, entity_ids, entity_key_rows, vector_length
 from feast_embeddings.materialize.serving.plan import Read, ViewRead
 from feast_embeddings.models.errors import DeclarationError

@@ -8,7 +8,7 @@ import numpy as np
 from feast import FeatureStore
 
 from feast_embeddings.materialize.declare import spec_of
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.materialize.serving.neighbors import Metric, Neighbors, nearest
 from feast_embeddings.materialize.serving.vectors import find, read_vectors
 from feast_embeddings.models import TextEncoder

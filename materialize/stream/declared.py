@@ -12,11 +12,9 @@ from typing import Any, Literal
 
 from feast import FeatureStore
 
-from feast_embeddings.materialize.declare import EmbeddingSpec
-from feast_embeddings.materialize.declare.spec import user_spec
-from feast_embeddings.materialize.files.compaction import Compaction
-from feast_embeddings.materialize.files.workspace import Workspace, behavior_log_of
-from feast_embeddings.materialize.ledger.leases import Lease
+from feast_embeddings.materialize.declare import EmbeddingSpec, user_spec
+from feast_embeddings.materialize.files import Compaction, Workspace, behavior_log_of
+from feast_embeddings.materialize.ledger import Lease
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.stream.kafka import Kafka, partitions_of
 from feast_embeddings.materialize.stream.lane import OnTick
@@ -26,7 +24,7 @@ from feast_embeddings.materialize.stream.recorded import ParquetReplay
 from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
 from feast_embeddings.materialize.stream.source import Source
 from feast_embeddings.materialize.stream.worker import StreamOptions, StreamWorker
-from feast_embeddings.materialize.ticks.view_work import ViewWork
+from feast_embeddings.materialize.ticks import ViewWork
 
 Kind = Literal["redis", "kafka", "parquet"]
 

@@ -18,7 +18,7 @@ from feast import FeatureStore
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from feast_embeddings.materialize.declare import EmbeddingSpec
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
 from feast_embeddings.models import read_manifest

@@ -16,24 +16,24 @@ from typing import Final, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.files.appended import (
+from feast_embeddings.materialize.files import (
     OFFSET,
     ORIGIN,
     PARTITION,
+    POISON,
     SOURCE,
     TICK,
+    BehaviorLog,
     create,
     part_name,
     parts_folder,
     raw_rows,
+    read_part,
     recent_rows,
 )
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.dead_letters import POISON
-from feast_embeddings.materialize.ledger.records import Tick
+from feast_embeddings.materialize.ledger import Tick
 from feast_embeddings.materialize.stream.payloads import Decoded
 from feast_embeddings.materialize.stream.source import Delivery
 from feast_embeddings.models.encoder import HistoryBatch
@@ -43,10 +43,10 @@ from feast_embeddings.transformations.behaviors import (
     QUARANTINE_SCHEMA,
     deduplicate,
     quarantine_rows,
+    raw_schema,
     refusals,
     validate,
 )
-from feast_embeddings.transformations.behaviors.columns import raw_schema
 
 TOO_LATE: Final = "older than the allowed lateness"
 _COUNTS: Final = b"feast_embeddings.counts"
@@ -131,7 +131,7 @@ class Judge:
         path = self.part(tick.number)
         if not path.exists():
             return None
-        table = pq.read_table(path, partitioning=None)
+        table = read_part(path)
         counts = json.loads(table.schema.metadata[_COUNTS])
         raw = table.select(raw_schema(self.contract).names)
         canonical = validate(raw, self.contract, tick.end_us - 1).table

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.ledger.records import Ranges
+from feast_embeddings.materialize.ledger import Ranges
 from feast_embeddings.materialize.stream.source import Delivery, Positions, joined
 from feast_embeddings.models.errors import StreamError
 

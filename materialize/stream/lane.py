@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.ledger.records import Tick
+from feast_embeddings.materialize.ledger import Tick
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
 from feast_embeddings.materialize.stream.micro_batch import Applied, MicroBatches
 from feast_embeddings.materialize.stream.payloads import Decoded, decode

@@ -11,18 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from feast_embeddings.materialize.files.behavior_log import digest
-from feast_embeddings.materialize.files.dead_letters import PoisonMessages
-from feast_embeddings.materialize.ledger.records import Tick
-from feast_embeddings.materialize.ledger.ticks import MembersFound
+from feast_embeddings.materialize.files import PoisonMessages, digest
+from feast_embeddings.materialize.ledger import MembersFound, Tick
 from feast_embeddings.materialize.stream.judge import Judge, Members
 from feast_embeddings.materialize.stream.payloads import Decoded, decode
 from feast_embeddings.materialize.stream.source import Delivery, Source
-from feast_embeddings.materialize.ticks.compute import UserVectors
-from feast_embeddings.materialize.ticks.hold import hold_resource
-from feast_embeddings.materialize.ticks.milestones import reached
-from feast_embeddings.materialize.ticks.pipeline import Pipeline
-from feast_embeddings.materialize.ticks.view_work import ViewWork
+from feast_embeddings.materialize.ticks import Pipeline, UserVectors, ViewWork, hold_resource, reached
 from feast_embeddings.models.errors import DeclarationError, OvertakenError, StreamError
 from feast_embeddings.transformations import Behaviors
 

@@ -23,9 +23,7 @@ import pyarrow.json as pj
 from feast_embeddings.models.errors import BehaviorSourceError
 from feast_embeddings.models.types import Int64s
 from feast_embeddings.transformations import BehaviorContract
-from feast_embeddings.transformations.behaviors import TIMESTAMP, check_columns
-from feast_embeddings.transformations.behaviors.columns import raw_schema
-from feast_embeddings.transformations.behaviors.json_rows import BadPayloadError, row_of
+from feast_embeddings.transformations.behaviors import TIMESTAMP, BadPayloadError, check_columns, raw_schema, row_of
 
 MAX_BYTES: Final = 1 << 20
 MAX_ROWS: Final = 100_000

@@ -10,7 +10,7 @@ from typing import Any
 from feast import FeatureView
 
 from feast_embeddings.materialize.clock import us_of
-from feast_embeddings.materialize.online.keys import stream_key
+from feast_embeddings.materialize.online import stream_key
 from feast_embeddings.materialize.serving import PUSHED
 from feast_embeddings.materialize.stream.redis_streams import FIELD, agreed_partitions
 from feast_embeddings.materialize.stream.source import partition_of

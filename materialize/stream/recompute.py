@@ -9,26 +9,31 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.declare import EmbeddingSpec, Incremental, blend
-from feast_embeddings.materialize.declare.policy import ticks_of
-from feast_embeddings.materialize.declare.spec import user_spec
-from feast_embeddings.materialize.files.appended import TICK, erased_rows, parts_folder, parts_of, raw_rows, uncovered
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.embedding_log import ids_of
-from feast_embeddings.materialize.files.staged import matrix_of
-from feast_embeddings.materialize.files.workspace import Workspace, behavior_log_of
-from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Tick
+from feast_embeddings.materialize.declare import EmbeddingSpec, Incremental, blend, ticks_of, user_spec
+from feast_embeddings.materialize.files import (
+    TICK,
+    BehaviorLog,
+    Workspace,
+    behavior_log_of,
+    erased_rows,
+    ids_of,
+    matrix_of,
+    parts_folder,
+    parts_of,
+    raw_rows,
+    read_part,
+    uncovered,
+)
+from feast_embeddings.materialize.ledger import RECEIVING, Fill, Tick
 from feast_embeddings.materialize.online import FillPlace, OnlineServer, read_fill
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.errors import LedgerError
 from feast_embeddings.models.types import Float32s, Ids, Int64s
 from feast_embeddings.transformations import Behaviors, Histories, extend, prepare
-from feast_embeddings.transformations.behaviors import validate
-from feast_embeddings.transformations.behaviors.columns import raw_schema
+from feast_embeddings.transformations.behaviors import raw_schema, validate
 from feast_embeddings.transformations.views import EMBEDDING
 
 Row = tuple[int | str, bytes]
@@ -117,7 +122,7 @@ class _Replay:
         first = self.ticks[0].number
         embeddings = self.workspace.log(self.spec)
         for path in embeddings.files():
-            table = pq.read_table(path, schema=embeddings.schema, partitioning=None)
+            table = embeddings.read(path)
             table = table.filter((pc.field("fill") == self.fill.fill) & (pc.field("tick") < first))
             for entity, vector, end in zip(
                 ids_of(table[self.spec.join_key]).tolist(),
@@ -139,7 +144,7 @@ class _Replay:
     def _members(self) -> dict[int, pa.Table]:
         """Canonical rows by tick."""
         tables = [
-            pq.read_table(path, partitioning=None).replace_schema_metadata(None)
+            read_part(path).replace_schema_metadata(None)
             for path in uncovered(parts_of(self.folder, self.spec.view), self.spec.view)
         ]
         if not tables:

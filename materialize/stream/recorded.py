@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.ledger.records import Ranges
+from feast_embeddings.materialize.ledger import Ranges
 from feast_embeddings.materialize.stream.source import Delivery, Positions, partition_of
 from feast_embeddings.models.errors import StreamError
 from feast_embeddings.models.types import Int64s

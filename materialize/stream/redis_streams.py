@@ -15,9 +15,8 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import redis
 
-from feast_embeddings.materialize.ledger.records import Ranges
-from feast_embeddings.materialize.online import call_script
-from feast_embeddings.materialize.online.keys import partitions_key, readers_key, stream_key
+from feast_embeddings.materialize.ledger import Ranges
+from feast_embeddings.materialize.online import call_script, partitions_key, readers_key, stream_key
 from feast_embeddings.materialize.stream.source import Delivery, Positions, joined
 from feast_embeddings.models.errors import LeaseError, StreamError
 from feast_embeddings.models.types import Int64s

@@ -9,7 +9,7 @@ from zlib import crc32
 
 import numpy as np
 
-from feast_embeddings.materialize.ledger.records import Ranges
+from feast_embeddings.materialize.ledger import Ranges
 from feast_embeddings.models.types import Int64s
 
 Positions = Mapping[int, int]

@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from feast_embeddings.materialize.ledger.leases import (
+from feast_embeddings.materialize.ledger import (
     Lease,
+    Ledger,
     held,
     holder,
     is_paused,
@@ -28,7 +29,6 @@ from feast_embeddings.materialize.ledger.leases import (
     presence,
     workers_there,
 )
-from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.stream.lane import LaneStats, LaneWork, OnTick
 from feast_embeddings.materialize.stream.metrics import StreamMetrics
 from feast_embeddings.materialize.stream.micro_batch import MicroBatches

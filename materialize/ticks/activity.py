@@ -10,9 +10,8 @@ from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.clock import now_us, us_of
 from feast_embeddings.materialize.declare import source_of
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.leases import held, view_resource
+from feast_embeddings.materialize.files import BehaviorLog, Workspace
+from feast_embeddings.materialize.ledger import held, view_resource
 from feast_embeddings.materialize.ticks.progress import counter
 from feast_embeddings.transformations import activity, activity_spec_of, behaviors_name_of
 

@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 from feast_embeddings.materialize.clock import iso
 from feast_embeddings.materialize.declare import Due, EmbeddingSpec, Incremental, due
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.follows import Follows
-from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Tick
+from feast_embeddings.materialize.files import Workspace
+from feast_embeddings.materialize.ledger import RECEIVING, Fill, Follows, Tick
 from feast_embeddings.models.errors import TickError
 
 

@@ -15,11 +15,9 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from feast_embeddings.materialize.declare.policy import blend
-from feast_embeddings.materialize.declare.storage import as_stored
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.staged import CaughtUp, StagedHistories
-from feast_embeddings.materialize.ledger.records import Tick
+from feast_embeddings.materialize.declare import as_stored, blend
+from feast_embeddings.materialize.files import BehaviorLog, CaughtUp, StagedHistories
+from feast_embeddings.materialize.ledger import Tick
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.ticks.view_work import ViewWork
 from feast_embeddings.models import HistoryBatch

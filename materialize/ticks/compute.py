@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.ledger.records import Tick
+from feast_embeddings.materialize.files import BehaviorLog
+from feast_embeddings.materialize.ledger import Tick
+from feast_embeddings.materialize.ticks.membership import ByTime
+from feast_embeddings.materialize.ticks.pipeline import Pipeline
 from feast_embeddings.materialize.ticks.view_work import ViewWork
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.transformations import Behaviors, Histories, extend
@@ -77,3 +80,41 @@ class UserVectors:
         found = self.ledger.ticks_after(self.view, refresh.number)
         found += self.ledger.open_micro_batches(self.view, tick.lane) if tick.streamed else []
         return [each for each in found if each.number < tick.number and not each.bridges(refresh)]
+
+
+class TicksOfView(Protocol):
+    """Finishes recorded ticks of one view; the caller holds the lease of the view's ticks."""
+
+    pipeline: Pipeline
+
+    def changed(self, tick: Tick) -> bool:
+        """Whether a tick that had no effect yet lost its membership: its behaviors are not what was recorded."""
+
+    def finish(self, tick: Tick) -> Tick:
+        """Compute what is not staged yet, write it to Redis, and publish it."""
+
+    def abandon(self, tick: Tick) -> None:
+        """Void a tick that had no effect, with all that it left."""
+
+
+class UserTicks:
+    """Ticks of a user view, whose members are behaviors by their times."""
+
+    def __init__(self, work: ViewWork, source: BehaviorLog) -> None:
+        self.pipeline = Pipeline(work)
+        self._members, self._vectors = ByTime(work, source), UserVectors(work, source)
+
+    def changed(self, tick: Tick) -> bool:
+        """As of any tick."""
+        return not self.pipeline.staged(tick) and self._members.changed(tick)
+
+    def finish(self, tick: Tick) -> Tick:
+        """As of any tick."""
+        return self.pipeline.finish(tick, self._stage)
+
+    def abandon(self, tick: Tick) -> None:
+        """As of any tick."""
+        self.pipeline.abandon(tick)
+
+    def _stage(self, tick: Tick) -> None:
+        self._vectors.stage(tick, self._members.record(tick))

@@ -14,12 +14,8 @@ import numpy as np
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.declare import EmbeddingSpec, encoder_specs
-from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, LogStamp
-from feast_embeddings.materialize.files.newest_rows import newest_rows_at_once
-from feast_embeddings.materialize.files.staged import CaughtUp
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.leases import Lease, cutover_resource, held
-from feast_embeddings.materialize.ledger.records import Fill, Generation
+from feast_embeddings.materialize.files import CaughtUp, EmbeddingLog, LogStamp, Workspace, newest_rows_at_once
+from feast_embeddings.materialize.ledger import Fill, Generation, Lease, cutover_resource, held
 from feast_embeddings.materialize.online import FillRef, Manifest, OnlineServer, publish_manifest, read_manifest
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.models.errors import SpaceError

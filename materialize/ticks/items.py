@@ -15,14 +15,8 @@ import pyarrow.compute as pc
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.embedding_log import ids_of
-from feast_embeddings.materialize.files.item_sums import UnseenSums
-from feast_embeddings.materialize.files.staged import matrix_of
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.follows import Follows
-from feast_embeddings.materialize.ledger.records import Tick
-from feast_embeddings.materialize.ledger.tombstones import NEVER, Tombstones
+from feast_embeddings.materialize.files import BehaviorLog, UnseenSums, Workspace, ids_of, matrix_of
+from feast_embeddings.materialize.ledger import NEVER, Follows, Tick, Tombstones
 from feast_embeddings.materialize.retrieval import served_vectors
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.ticks.pipeline import Pipeline

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog, counts_of, digest
-from feast_embeddings.materialize.ledger.records import Tick
+from feast_embeddings.materialize.files import BehaviorLog, counts_of, digest
+from feast_embeddings.materialize.ledger import Tick
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.ticks.view_work import ViewWork
 from feast_embeddings.transformations import Behaviors, Prepared

@@ -13,9 +13,8 @@ from collections.abc import Callable
 import pyarrow as pa
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.files.embedding_log import LogStamp
-from feast_embeddings.materialize.ledger.records import Tick
-from feast_embeddings.materialize.ledger.ticks import MembersFound
+from feast_embeddings.materialize.files import LogStamp
+from feast_embeddings.materialize.ledger import MembersFound, Tick
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.ticks.view_work import ViewWork
 

@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.staged import ahead
-from feast_embeddings.materialize.ledger.records import Tick
+from feast_embeddings.materialize.files import BehaviorLog, ahead
+from feast_embeddings.materialize.ledger import Tick
 from feast_embeddings.transformations import Prepared
 
 PART_BEHAVIORS: Final = 500_000

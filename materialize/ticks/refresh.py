@@ -11,9 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog, Digest, counts_of
-from feast_embeddings.materialize.ledger.records import Tick
-from feast_embeddings.materialize.ledger.tombstones import NEVER, Tombstones
+from feast_embeddings.materialize.files import BehaviorLog, Digest, counts_of
+from feast_embeddings.materialize.ledger import NEVER, Tick, Tombstones
 from feast_embeddings.materialize.ticks.catch_up import CatchUp
 from feast_embeddings.materialize.ticks.membership import ByTime
 from feast_embeddings.materialize.ticks.milestones import reached

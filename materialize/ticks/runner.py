@@ -12,23 +12,13 @@ from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.declare import Due, EmbeddingSpec
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.leases import (
-    Lease,
-    held,
-    holder,
-    new_owner,
-    refresh_resource,
-    view_resource,
-)
-from feast_embeddings.materialize.ledger.records import Tick
+from feast_embeddings.materialize.files import BehaviorLog, Workspace
+from feast_embeddings.materialize.ledger import Lease, Tick, held, holder, new_owner, refresh_resource, view_resource
 from feast_embeddings.materialize.online import OnlineServer, read_manifest
 from feast_embeddings.materialize.ticks.agenda import Agenda
+from feast_embeddings.materialize.ticks.beside import T, gently, held_back, settle
+from feast_embeddings.materialize.ticks.compute import TicksOfView, UserTicks
 from feast_embeddings.materialize.ticks.cutover import Cutovers
-from feast_embeddings.materialize.ticks.gentle import T, gently
-from feast_embeddings.materialize.ticks.hold import held_back, settle
-from feast_embeddings.materialize.ticks.incremental import TicksOfView, UserTicks
 from feast_embeddings.materialize.ticks.items import Followed, ItemTicks
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.materialize.ticks.progress import counter

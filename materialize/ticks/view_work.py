@@ -6,12 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from feast_embeddings.materialize.declare import EmbeddingSpec, Incremental, blend
-from feast_embeddings.materialize.declare.policy import ticks_of
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.leases import Lease
-from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Tick
+from feast_embeddings.materialize.declare import EmbeddingSpec, Incremental, blend, ticks_of
+from feast_embeddings.materialize.files import BehaviorLog, Workspace
+from feast_embeddings.materialize.ledger import RECEIVING, Fill, Lease, Tick
 from feast_embeddings.materialize.online import (
     FillPlace,
     FillRows,

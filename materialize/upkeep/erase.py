@@ -18,11 +18,8 @@ from feast_embeddings.materialize.declare import (
     embedding_specs,
     entity_id_of,
 )
-from feast_embeddings.materialize.files.appended import erase_rows, parts_folder, parts_of
-from feast_embeddings.materialize.files.dead_letters import PoisonMessages
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.records import RECEIVING
-from feast_embeddings.materialize.ledger.tombstones import Tombstones
+from feast_embeddings.materialize.files import PoisonMessages, Workspace, erase_rows, parts_folder, parts_of
+from feast_embeddings.materialize.ledger import RECEIVING, Tombstones
 from feast_embeddings.materialize.online import OnlineServer, record_erasure, remove_entity, stored_name
 from feast_embeddings.materialize.upkeep.standstill import standstill
 from feast_embeddings.transformations.views import ACTIVITY_KIND, KIND

@@ -13,9 +13,8 @@ import pyarrow as pa
 from feast import FeatureView, RepoConfig
 
 from feast_embeddings.materialize.clock import us_of
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.ledger import Ledger
-from feast_embeddings.materialize.ledger.tombstones import Tombstones
+from feast_embeddings.materialize.files import Workspace
+from feast_embeddings.materialize.ledger import Ledger, Tombstones
 from feast_embeddings.models.errors import DeclarationError
 
 WriteRow = tuple[Any, dict[str, Any], datetime, datetime | None]

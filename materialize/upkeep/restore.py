@@ -14,11 +14,8 @@ import numpy as np
 from feast import FeatureStore
 
 from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.newest_rows import FillRowsOfTick, newest_rows
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Generation
-from feast_embeddings.materialize.ledger.tombstones import Tombstones
+from feast_embeddings.materialize.files import BehaviorLog, FillRowsOfTick, Workspace, newest_rows
+from feast_embeddings.materialize.ledger import RECEIVING, Fill, Generation, Tombstones
 from feast_embeddings.materialize.online import (
     FillPlace,
     HistoryPlace,
@@ -32,9 +29,8 @@ from feast_embeddings.materialize.online import (
     write_history,
 )
 from feast_embeddings.materialize.retrieval import histories_left
-from feast_embeddings.materialize.stream.judge import histories_left_by_stream
-from feast_embeddings.materialize.ticks.cutover import manifest_of
-from feast_embeddings.materialize.ticks.milestones import reached
+from feast_embeddings.materialize.stream import histories_left_by_stream
+from feast_embeddings.materialize.ticks import manifest_of, reached
 from feast_embeddings.materialize.upkeep.standstill import standstill
 from feast_embeddings.models.encoder import HistoryBatch
 from feast_embeddings.models.errors import LedgerError, OnlineStoreError

@@ -15,13 +15,10 @@ from typing import Final
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.leases import Lease, held
-from feast_embeddings.materialize.ledger.ledger import Ledger
-from feast_embeddings.materialize.ledger.records import Fill
-from feast_embeddings.materialize.ledger.retirements import Removed, Retirements
+from feast_embeddings.materialize.files import Workspace
+from feast_embeddings.materialize.ledger import Fill, Lease, Ledger, Removed, Retirements, held
 from feast_embeddings.materialize.online import SCAN_COUNT, FillPlace, OnlineServer, ScanPlace, fill_removal
-from feast_embeddings.materialize.ticks.milestones import reached
+from feast_embeddings.materialize.ticks import reached
 from feast_embeddings.transformations.views import EMBEDDING
 
 KEYS_PER_SECOND: Final = 50_000

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from feast_embeddings.materialize.declare import EmbeddingSpec
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.leases import cutover_resource, held, paused, refresh_resource, view_resource
+from feast_embeddings.materialize.files import Workspace
+from feast_embeddings.materialize.ledger import cutover_resource, held, paused, refresh_resource, view_resource
 
 CUTOVER_WAIT_S = 30.0
 

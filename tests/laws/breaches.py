@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 import rooms
-from structure import Module, Source, circles, room
+from structure import Import, Module, Source, circles, room
 
 _PUBLIC_BY_CONVENTION: Final = {"_replace", "_asdict", "_fields", "_make"}
 _UNSAFE_MODULES: Final = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -79,6 +79,8 @@ def faces(source: Source) -> Iterator[str]:
             face = room(target)
             if face == home:
                 continue
+            if target != face and _promised_as(imported, source, face, target):
+                continue  # a function or module that the face promises under its own name
             if target != face:
                 yield f"{module.path} imports {target}, not the face of {face}"
             elif source.by_name[face].is_face:
@@ -140,6 +142,12 @@ LAWS: Final[dict[str, Law]] = {
     "lengths": lengths,
     "pickle": no_pickle,
 }
+
+
+def _promised_as(imported: Import, source: Source, face: str, target: str) -> bool:
+    """Whether ``from face import name`` takes a promised name that a module of the package has as well."""
+    below = target.removeprefix(f"{face}.")
+    return imported.module == face and source.by_name[face].is_face and below in source.by_name[face].promised
 
 
 def _within(name: str, package: str) -> bool:

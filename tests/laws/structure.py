@@ -23,6 +23,8 @@ import rooms
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "feast_embeddings"
 PRODUCT = ("models", "transformations", "materialize", "feature_repo")
+DATA = "data"
+"""A folder of what tests read: programs that earlier heads ran are among it."""
 AROUND = ("tests", "benchmarks", "examples")
 _NO_CODE = {
     tokenize.COMMENT,
@@ -135,7 +137,9 @@ class Source:
     @classmethod
     def of_folder(cls, root: Path) -> Source:
         """The tree as it lies in ``root``."""
-        files = (path for folder in (*PRODUCT, *AROUND) for path in (root / folder).rglob("*.py"))
+        files = (
+            path for folder in (*PRODUCT, *AROUND) for path in (root / folder).rglob("*.py") if DATA not in path.parts
+        )
         return cls({path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in files})
 
     @classmethod

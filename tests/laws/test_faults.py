@@ -31,7 +31,7 @@ from repo_fixture import (
 from stream_overlap_schedules import CASES as BESIDE
 from stream_overlap_schedules import StreamOverlapSchedule, StreamOverlapWorld
 
-from feast_embeddings.materialize.ticks.milestones import CUTOVER, RETIREMENT, TICK
+from feast_embeddings.materialize.ticks import CUTOVER, RETIREMENT, TICK
 
 REFRESH_STEPS = [
     *[(step, 1) for step in TICK if step not in ("chunk", "logged", "published")],

@@ -16,7 +16,7 @@ import pytest
 from feast import FeatureStore
 from repo_fixture import Frozen, MakeRepo, SmallRepo, at, day, shop, tiny_encoder
 
-from feast_embeddings.materialize.ledger.leases import held
+from feast_embeddings.materialize.ledger import held
 from feast_embeddings.models import save_encoder
 from feast_embeddings.models.errors import (
     ArtifactError,

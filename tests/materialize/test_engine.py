@@ -23,7 +23,7 @@ from feast import FeatureStore
 from feast.cli.cli import cli
 
 from feast_embeddings.materialize.demo import write_repo, write_shop
-from feast_embeddings.materialize.files.workspace import Workspace
+from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.materialize.online import detach
 from feast_embeddings.models import ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
 

@@ -2,7 +2,7 @@
 
 from repo_fixture import DAY, T0
 
-from feast_embeddings.materialize.ledger.records import Tick
+from feast_embeddings.materialize.ledger import Tick
 from feast_embeddings.transformations import BehaviorContract, BehaviorType
 
 CONTRACT = BehaviorContract(

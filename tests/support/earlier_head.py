@@ -27,7 +27,7 @@ from feast import FeatureStore
 from redis_commands import Command, run_commands
 
 from feast_embeddings.materialize import read_vectors
-from feast_embeddings.materialize.cli.main import main
+from feast_embeddings.materialize.cli import main
 from feast_embeddings.materialize.clock import SimulatedClock, simulated
 from feast_embeddings.models import TableEncoder, Tokens, register_encoder
 

@@ -33,10 +33,9 @@ from repo_fixture import (
     tiny_encoder,
 )
 
-from feast_embeddings.materialize.ledger import leases
-from feast_embeddings.materialize.ledger.schema import metadata
+from feast_embeddings.materialize.ledger import leases, metadata
 from feast_embeddings.materialize.online import OnlineServer, detach_all
-from feast_embeddings.materialize.ticks.milestones import listening
+from feast_embeddings.materialize.ticks import listening
 from feast_embeddings.models.errors import LeaseError
 
 POLICIES = (
@@ -255,7 +254,7 @@ class Schedule:
 
         last = self.world.repo.last_tick(job.view)
         done = last is not None and (last.kind, last.end_us) == ("full", day(job.day))
-        with _only(listener):
+        with only(listener):
             try:
                 self.world.repo.run(day(job.day), job.view, refresh=job.refresh and not done)
             except StoppedError:
@@ -368,7 +367,7 @@ def wall_clock() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _only(listener: Callable[[str], None]) -> Iterator[None]:
+def only(listener: Callable[[str], None]) -> Iterator[None]:
     """Another worker's steps reach this listener alone."""
     from feast_embeddings.materialize.ticks import milestones
 

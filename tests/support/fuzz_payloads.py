@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 from sources_fixture import T0
 
-from feast_embeddings.materialize.stream.payloads import to_arrow_payload
+from feast_embeddings.materialize.stream import to_arrow_payload
 
 _ODD = [None, True, False, 0, -1, 1.5, 1e400, -0.0, 2**63, -(2**63) - 1, 10**30, "", " ", "7", "007", "-0", "1e3"]
 _ODD += ["NaN", "null", "\x00", "é", "\ud800", "😀", "a" * 300, [], [1], {}, {"user": 1}, T0, -T0, 10**20]

@@ -17,8 +17,8 @@ from repo_fixture import SmallRepo
 from stream_fixture import SINCE, behavior, send
 
 from feast_embeddings.materialize.cli import app
-from feast_embeddings.materialize.ledger.leases import workers_there
-from feast_embeddings.materialize.stream.recompute import Replayed, replay_stream
+from feast_embeddings.materialize.ledger import workers_there
+from feast_embeddings.materialize.stream import Replayed, replay_stream
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["feast_embeddings.materialize.cli"])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from fault_schedules import DivergedError, Job, Schedule, World, _only, ledger_rows
+from fault_schedules import DivergedError, Job, Schedule, World, ledger_rows, only
 from repo_fixture import (
     USERS,
     VIEWS,
@@ -28,10 +28,9 @@ from repo_fixture import (
     tiny_encoder,
 )
 
-from feast_embeddings.materialize.files.staged import matrix_of
+from feast_embeddings.materialize.files import matrix_of
 from feast_embeddings.materialize.retrieval import served_vectors
-from feast_embeddings.materialize.ticks import runner
-from feast_embeddings.materialize.ticks.milestones import listening
+from feast_embeddings.materialize.ticks import listening, runner
 from feast_embeddings.models.errors import LeaseError
 
 POLICIES = ("Hybrid(alpha=0.5, full_every='30d')", "Incremental(half_life='2d', context='new')", "Incremental()")
@@ -84,8 +83,8 @@ class OverlapSchedule(Schedule):
                 self._finish(job)
         repo.retire()
         if world.undisturbed:
-            _check(world.undisturbed, compared(repo, world.end))
-            _check_served(repo)
+            check(world.undisturbed, compared(repo, world.end))
+            check_served(repo)
         return self.faults
 
     def _deliver(self, today: int) -> None:
@@ -125,7 +124,7 @@ class OverlapSchedule(Schedule):
                 raise StoppedError(step)
 
         plain = SmallRepo(self.world.repo.folder, self.world.repo.connection, self.world.repo.project)
-        with _only(listener):
+        with only(listener):
             try:
                 plain.run(day(end), _USER)
             except StoppedError:
@@ -149,7 +148,7 @@ class OverlapSchedule(Schedule):
         """Another worker finishes what the sleeping one began, whichever command it is given."""
         self._hours[0] += 1
         plain = SmallRepo(self.world.repo.folder, self.world.repo.connection, self.world.repo.project)
-        with _only(lambda _: None):
+        with only(lambda _: None):
             plain.run(day(7), _USER)
         self.faults["took over"] += 1
 
@@ -186,13 +185,13 @@ def compared(repo: SmallRepo, end: float) -> dict[str, Any]:
     return found
 
 
-def _check(wanted: dict[str, Any], found: dict[str, Any]) -> None:
+def check(wanted: dict[str, Any], found: dict[str, Any]) -> None:
     for name, value in wanted.items():
         if found[name] != value:
             raise DivergedError(f"{name} differs: {value!r:.600} one after the other, {found[name]!r:.600} here")
 
 
-def _check_served(repo: SmallRepo) -> None:
+def check_served(repo: SmallRepo) -> None:
     """Historical retrieval of now is what is read now."""
     live, spec, workspace = repo.vectors(), repo.spec(), repo.workspace
     times = np.full(len(USERS), day(8), np.int64)

@@ -20,13 +20,11 @@ from feast import Entity, FeatureService, FeatureStore, FeatureView
 from feast_embeddings.materialize import engine
 from feast_embeddings.materialize.clock import SimulatedClock, simulated
 from feast_embeddings.materialize.declare import EmbeddingSpec, behaviors_of, embedding_specs
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.records import Fill, Tick
+from feast_embeddings.materialize.files import BehaviorLog, Workspace
+from feast_embeddings.materialize.ledger import Fill, Tick
 from feast_embeddings.materialize.online import FillPlace, FillRows, HistoryPlace, OnlineServer, read_fill, read_history
 from feast_embeddings.materialize.serving import Vectors, read_vectors
-from feast_embeddings.materialize.ticks.milestones import listening
-from feast_embeddings.materialize.ticks.runner import Outcome, Runner
+from feast_embeddings.materialize.ticks import Outcome, Runner, listening
 from feast_embeddings.materialize.upkeep import retire
 from feast_embeddings.models import HistoryBatch, ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
 from feast_embeddings.models.types import Ids

@@ -22,9 +22,8 @@ from feast_embeddings.materialize.declare import (
     history_view,
     spec_of,
 )
-from feast_embeddings.materialize.files.embedding_log import LogStamp
-from feast_embeddings.materialize.files.workspace import Workspace
-from feast_embeddings.materialize.ledger.records import Tick
+from feast_embeddings.materialize.files import LogStamp, Workspace
+from feast_embeddings.materialize.ledger import Tick
 from feast_embeddings.models import ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
 from feast_embeddings.transformations import (
     BehaviorContract,

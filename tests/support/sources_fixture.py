@@ -14,11 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import redis
 
-from feast_embeddings.materialize.stream.kafka import Kafka, partitions_of
-from feast_embeddings.materialize.stream.push import append_behaviors
-from feast_embeddings.materialize.stream.recorded import ParquetReplay
-from feast_embeddings.materialize.stream.redis_streams import RedisStreams
-from feast_embeddings.materialize.stream.source import Delivery, Source, partition_of
+from feast_embeddings.materialize.stream import (
+    Delivery,
+    Kafka,
+    ParquetReplay,
+    RedisStreams,
+    Source,
+    append_behaviors,
+    partition_of,
+    partitions_of,
+)
 from feast_embeddings.transformations import BehaviorContract, BehaviorType
 
 PARTITIONS = 4

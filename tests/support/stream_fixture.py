@@ -12,13 +12,16 @@ import pyarrow.compute as pc
 from repo_fixture import SmallRepo, day, rows, shop
 from ticks_fixture import started
 
-from feast_embeddings.materialize.ledger.leases import Lease
-from feast_embeddings.materialize.ledger.records import Tick
-from feast_embeddings.materialize.stream.micro_batch import MicroBatches
-from feast_embeddings.materialize.stream.payloads import decode, to_json_payloads
-from feast_embeddings.materialize.stream.push import append_behaviors
-from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
-from feast_embeddings.materialize.ticks.view_work import ViewWork
+from feast_embeddings.materialize.ledger import Lease, Tick
+from feast_embeddings.materialize.stream import (
+    MicroBatches,
+    RedisStreams,
+    agreed_partitions,
+    append_behaviors,
+    decode,
+    to_json_payloads,
+)
+from feast_embeddings.materialize.ticks import ViewWork
 
 PARTITIONS = 2
 LANE = "0/1"

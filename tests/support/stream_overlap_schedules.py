@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fault_schedules import DivergedError
-from overlap_schedules import POLICIES, _check, _check_served, quick
+from overlap_schedules import POLICIES, check, check_served, quick
 from repo_fixture import MakeRepo, SmallRepo, StoppedError, at, batch_bytes, day, tiny_encoder
 from stream_fixture import SINCE, by_hand, clicks, send, streamed
 
-from feast_embeddings.materialize.ledger.leases import holder
-from feast_embeddings.materialize.ticks import hold
-from feast_embeddings.materialize.ticks.milestones import listening
+from feast_embeddings.materialize.ledger import holder
+from feast_embeddings.materialize.ticks import beside, listening
 from feast_embeddings.models.errors import LeaseError, StreamError
 
 CASES = [(policy, context) for policy in POLICIES for context in (10, 14)]
@@ -78,8 +77,8 @@ class StreamOverlapSchedule:
             self._micro_batches(_BATCHES)
         repo.retire()
         if self.world.undisturbed:
-            _check(self.world.undisturbed, compared(repo))
-            _check_served(repo)
+            check(self.world.undisturbed, compared(repo))
+            check_served(repo)
 
     def _refreshed(self) -> bool:
         plain = SmallRepo(self.world.repo.folder, self.world.repo.connection, self.world.repo.project)
@@ -130,7 +129,7 @@ class StreamOverlapSchedule:
                 raise StoppedError(step)
 
         plain = SmallRepo(self.world.repo.folder, self.world.repo.connection, self.world.repo.project)
-        if holder(plain.workspace.ledger, hold.hold_resource(plain.project, _USER)) is not None:
+        if holder(plain.workspace.ledger, beside.hold_resource(plain.project, _USER)) is not None:
             self.faults["held back by the last round"] += 1  # a lane keeps its messages, and waits
             return
         with listening(listener):
@@ -150,12 +149,12 @@ class StreamOverlapSchedule:
 @contextmanager
 def alone_at_once() -> Iterator[None]:
     """No waiting for a worker that stands still in this thread."""
-    before = hold._ALONE_S
-    hold._ALONE_S = 0.0  # type: ignore[misc]
+    before = beside.ALONE_S
+    beside.ALONE_S = 0.0  # type: ignore[misc]
     try:
         yield
     finally:
-        hold._ALONE_S = before  # type: ignore[misc]
+        beside.ALONE_S = before  # type: ignore[misc]
 
 
 def compared(repo: SmallRepo) -> dict[str, Any]:

@@ -19,11 +19,16 @@ from repo_fixture import SmallRepo
 from rich.console import Console
 from stream_fixture import PARTITIONS
 
-from feast_embeddings.materialize.cli.watch import watch
-from feast_embeddings.materialize.stream.declared import SourceOptions, make_worker
-from feast_embeddings.materialize.stream.health import SILENT_S, health_of
-from feast_embeddings.materialize.stream.worker import StreamOptions, StreamWorker
-from feast_embeddings.materialize.ticks.milestones import listening
+from feast_embeddings.materialize.cli import watch
+from feast_embeddings.materialize.stream import (
+    SILENT_S,
+    SourceOptions,
+    StreamOptions,
+    StreamWorker,
+    health_of,
+    make_worker,
+)
+from feast_embeddings.materialize.ticks import listening
 
 OPTIONS = StreamOptions(partitions=PARTITIONS, lanes=2, lease_s=2)
 

@@ -1,9 +1,10 @@
 """Raw rows to behaviors: the contract, validation, deduplication, cleaning and quarantine."""
 
 from feast_embeddings.transformations.behaviors.cleaning import CleaningRules, clean, deduplicate, refusals
-from feast_embeddings.transformations.behaviors.columns import check_columns, check_names
+from feast_embeddings.transformations.behaviors.columns import check_columns, check_names, raw_schema
 from feast_embeddings.transformations.behaviors.contract import BehaviorContract, BehaviorType, IdType
 from feast_embeddings.transformations.behaviors.durations import duration_us
+from feast_embeddings.transformations.behaviors.json_rows import BadPayloadError, row_of
 from feast_embeddings.transformations.behaviors.ordering import (
     bisect_segments,
     concat_ids,
@@ -26,6 +27,7 @@ __all__ = [
     "DAY_US",
     "QUARANTINE_SCHEMA",
     "TIMESTAMP",
+    "BadPayloadError",
     "BehaviorContract",
     "BehaviorType",
     "Behaviors",
@@ -49,8 +51,10 @@ __all__ = [
     "prepare",
     "quarantine_rows",
     "ranks",
+    "raw_schema",
     "read_times",
     "refusals",
+    "row_of",
     "schema_of",
     "starts_of_runs",
     "ticks_at_or_after",

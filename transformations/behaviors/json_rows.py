@@ -10,8 +10,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_embeddings.transformations import BehaviorContract
-from feast_embeddings.transformations.behaviors import TIMESTAMP
+from feast_embeddings.transformations.behaviors.contract import BehaviorContract
+from feast_embeddings.transformations.behaviors.times import TIMESTAMP
 
 _INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 _FINE: Final = re.compile(r"(\.[0-9]{6})[0-9]+")

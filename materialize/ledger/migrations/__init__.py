@@ -6,6 +6,8 @@ from pathlib import Path
 
 from sqlalchemy.engine import Connection
 
+__all__ = ["VERSION_TABLE", "migrate"]
+
 VERSION_TABLE = "feast_embeddings_migrations"
 
 

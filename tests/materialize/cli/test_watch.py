@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 
 from feast_embeddings.materialize.cli.main import app
 from feast_embeddings.materialize.cli.watch import scrape, watch
-from feast_embeddings.materialize.stream.health import Health
-from feast_embeddings.materialize.stream.metrics import StreamMetrics
+from feast_embeddings.materialize.stream import Health, StreamMetrics
 from feast_embeddings.models.errors import DeclarationError
 
 

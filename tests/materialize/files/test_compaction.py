@@ -14,8 +14,8 @@ from stream_fixture import SINCE, by_hand, clicks, send, streamed
 
 from feast_embeddings.materialize.files.appended import part_range, parts_of, rows_of_ticks
 from feast_embeddings.materialize.files.compaction import Compacted, Compaction
-from feast_embeddings.materialize.ledger.leases import paused
-from feast_embeddings.materialize.stream.recompute import replay_stream
+from feast_embeddings.materialize.ledger import paused
+from feast_embeddings.materialize.stream import replay_stream
 from feast_embeddings.materialize.upkeep import forget
 
 pytestmark = pytest.mark.filterwarnings("ignore:Stream feature views are experimental:RuntimeWarning")

@@ -16,7 +16,7 @@ from repo_fixture import DAY, T0, rows
 from served_fixture import build, day, items, us
 
 from feast_embeddings.materialize.clock import simulated
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog
+from feast_embeddings.materialize.files import BehaviorLog
 from feast_embeddings.materialize.ledger.ledger import Ledger
 from feast_embeddings.materialize.ledger.schema import SCHEMA_VERSION
 from feast_embeddings.materialize.ledger.tombstones import NEVER, Tombstones

@@ -13,7 +13,7 @@ from fault_schedules import small_chunks, state_of
 from repo_fixture import Frozen, SmallRepo, at, day, shop, tiny_encoder
 from servers_fixture import BINARIES, Server, running
 
-from feast_embeddings.materialize.ticks.milestones import listening
+from feast_embeddings.materialize.ticks import listening
 from feast_embeddings.models.errors import OnlineStoreError
 
 

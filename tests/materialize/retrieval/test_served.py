@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feast_embeddings.materialize.declare import EmbeddingSpec, Incremental
-from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, LogStamp
-from feast_embeddings.materialize.ledger.ledger import Ledger
-from feast_embeddings.materialize.ledger.records import Fill
+from feast_embeddings.materialize.files import EmbeddingLog, LogStamp
+from feast_embeddings.materialize.ledger import Fill, Ledger
 from feast_embeddings.materialize.retrieval.served import served_space, served_vectors
 from feast_embeddings.models.errors import LedgerError, SpaceError
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from feast_embeddings.materialize import Neighbors, nearest
 from feast_embeddings.materialize.cli import app, main
 from feast_embeddings.materialize.online import OnlineServer
-from feast_embeddings.materialize.ticks.cutover import Cutovers
+from feast_embeddings.materialize.ticks import Cutovers
 from feast_embeddings.materialize.upkeep import forget
 from feast_embeddings.models import AlignedEncoder, Alignment, load_encoder, read_manifest, save_encoder
 from feast_embeddings.models.errors import SpaceError

@@ -13,7 +13,7 @@ from reading_processes import served
 from repo_fixture import MakeRepo, day
 from session_fixture import SESSION, matrix, rows_of, session_repo
 
-from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
+from feast_embeddings.materialize.stream import RedisStreams, agreed_partitions
 
 
 def post(port: int, path: str, body: dict[str, Any]) -> Any:

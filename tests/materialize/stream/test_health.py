@@ -23,8 +23,7 @@ from ticks_fixture import started
 from typer.testing import CliRunner
 from watched_fixture import OPTIONS, Watched, ask, held_up, problems, until, watched
 
-from feast_embeddings.materialize.cli.main import app
-from feast_embeddings.materialize.cli.watch import scrape, watch
+from feast_embeddings.materialize.cli import app, scrape, watch
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.stream.health import Health, health_of
 from feast_embeddings.materialize.stream.metrics import StreamMetrics

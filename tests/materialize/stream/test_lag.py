@@ -17,9 +17,9 @@ from stream_fixture import SINCE, as_rows, behavior, by_hand, send, streamed
 from typer.testing import CliRunner
 from watched_fixture import Watched, held_up, problems, until, watched
 
-from feast_embeddings.materialize.cli.main import app
+from feast_embeddings.materialize.cli import app
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.ledger.leases import paused
+from feast_embeddings.materialize.ledger import paused
 from feast_embeddings.materialize.stream.declared import SourceOptions
 from feast_embeddings.materialize.stream.source import partition_of
 

@@ -10,11 +10,11 @@ import pytest
 from repo_fixture import HOUR, USERS, MakeRepo, SmallRepo, StoppedError, at, day, stopping_at, tiny_encoder
 from stream_fixture import PARTITIONS, SINCE, behavior, by_hand, clicks, send, streamed
 
-from feast_embeddings.materialize.files.dead_letters import PoisonMessages
-from feast_embeddings.materialize.online.keys import stream_key
+from feast_embeddings.materialize.files import PoisonMessages
+from feast_embeddings.materialize.online import stream_key
 from feast_embeddings.materialize.stream.judge import TOO_LATE
 from feast_embeddings.materialize.stream.push import append_behaviors
-from feast_embeddings.materialize.ticks.hold import held_back
+from feast_embeddings.materialize.ticks import held_back
 from feast_embeddings.models.errors import HeldError
 from feast_embeddings.transformations import Histories
 

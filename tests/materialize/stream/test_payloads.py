@@ -12,7 +12,7 @@ from sources_fixture import CONTRACT, T0
 
 from feast_embeddings.materialize.stream.payloads import decode, to_arrow_payload
 from feast_embeddings.transformations import BehaviorContract, BehaviorType, CleaningRules, prepare
-from feast_embeddings.transformations.behaviors.columns import raw_schema
+from feast_embeddings.transformations.behaviors import raw_schema
 
 GOOD = {"user": 5, "item": 7, "at": "2024-03-01T00:00:00Z", "id": "a"}
 ROW = {"user": 5, "item": 7, "at": T0, "id": "a"}

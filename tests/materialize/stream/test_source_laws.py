@@ -10,7 +10,7 @@ import pytest
 from sources_fixture import PARTITIONS, USERS, World, drain, numbers
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.ledger.records import ranges_from_json, ranges_to_json
+from feast_embeddings.materialize.ledger import ranges_from_json, ranges_to_json
 from feast_embeddings.materialize.stream.source import (
     Delivery,
     Source,

@@ -10,14 +10,12 @@ from contextlib import contextmanager
 import kill_workers
 import numpy as np
 import pytest
-import sqlalchemy as sa
 from feast import FeatureStore
 from repo_fixture import USERS, MakeRepo, SmallRepo, StoppedError, day, stopping_at, tiny_encoder
 from stream_fixture import PARTITIONS, SINCE, by_hand, clicks, send, streamed
 
-from feast_embeddings.materialize.ledger.leases import lanes_held, paused
-from feast_embeddings.materialize.ledger.schema import leases
-from feast_embeddings.materialize.online.keys import stream_key
+from feast_embeddings.materialize.ledger import lanes_held, paused
+from feast_embeddings.materialize.online import stream_key
 from feast_embeddings.materialize.stream.declared import make_worker
 from feast_embeddings.materialize.stream.micro_batch import MicroBatches
 from feast_embeddings.materialize.stream.recompute import replay_stream
@@ -100,8 +98,8 @@ def test_a_worker_that_loses_a_lane_while_it_takes_it_up_goes_on(
     def slow(ticks: MicroBatches, source: Source) -> object:
         if not lost:
             lost.append(ticks)
-            with repo.workspace.ledger.unguarded() as connection:  # it ran out, and another worker was quicker
-                connection.execute(sa.delete(leases).where(leases.c.resource == ticks.lease.resource))
+            ticks.lease.release()  # it ran out, and another worker was quicker
+            with repo.workspace.ledger.unguarded() as connection:
                 ticks.lease.renew(connection)
         return take_up(ticks, source)
 

@@ -26,7 +26,7 @@ from repo_fixture import (
 from ticks_fixture import started
 
 from feast_embeddings.materialize.clock import now_us
-from feast_embeddings.materialize.ledger.leases import held, refresh_resource, view_resource
+from feast_embeddings.materialize.ledger import held, refresh_resource, view_resource
 from feast_embeddings.materialize.ticks import runner
 from feast_embeddings.materialize.ticks.milestones import CATCH_UP, TICK, listening
 from feast_embeddings.materialize.upkeep import restore

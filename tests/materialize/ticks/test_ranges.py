@@ -12,7 +12,7 @@ import pytest
 from behavior_log_fixture import CONTRACT, TICK
 from repo_fixture import DAY, T0, rows
 
-from feast_embeddings.materialize.files.behavior_log import BehaviorLog, Digest, counts_of, digest
+from feast_embeddings.materialize.files import BehaviorLog, Digest, counts_of, digest
 from feast_embeddings.materialize.ticks import ranges as snapshots
 from feast_embeddings.materialize.ticks.ranges import snapshot
 from feast_embeddings.transformations import Behaviors, CleaningRules

@@ -25,8 +25,7 @@ from ticks_fixture import started, tick_at
 from typer.testing import CliRunner
 
 from feast_embeddings.materialize.cli import app
-from feast_embeddings.materialize.ledger.leases import cutover_resource, held, view_resource
-from feast_embeddings.materialize.ledger.tombstones import Tombstones
+from feast_embeddings.materialize.ledger import Tombstones, cutover_resource, held, view_resource
 from feast_embeddings.materialize.online import entity_keys
 from feast_embeddings.materialize.serving import nearest
 from feast_embeddings.materialize.upkeep.erase import Receipt, forget

@@ -24,7 +24,7 @@ from ticks_fixture import started, tick_at
 from typer.testing import CliRunner
 
 from feast_embeddings.materialize.cli import app
-from feast_embeddings.materialize.ledger.leases import held, view_resource
+from feast_embeddings.materialize.ledger import held, view_resource
 from feast_embeddings.materialize.online import Manifest, publish_manifest, read_manifest
 from feast_embeddings.materialize.upkeep.erase import forget
 from feast_embeddings.materialize.upkeep.restore import Restored, restore

@@ -12,9 +12,8 @@ from ticks_fixture import started
 from typer.testing import CliRunner
 
 from feast_embeddings.materialize.cli import app
-from feast_embeddings.materialize.ledger.leases import held
-from feast_embeddings.materialize.ledger.retirements import Retirements
-from feast_embeddings.materialize.ticks.milestones import listening
+from feast_embeddings.materialize.ledger import Retirements, held
+from feast_embeddings.materialize.ticks import listening
 from feast_embeddings.materialize.upkeep.retire import retire, retire_resource
 from feast_embeddings.models.errors import LeaseError
 

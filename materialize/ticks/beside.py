@@ -1,18 +1,24 @@
-"""A stream held back for a moment: the micro-batches at work end, and no other is recorded until it goes on."""
+"""A refresh beside a stream: it gives way to the micro-batches, and holds them back for its last round alone."""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
-from feast_embeddings.materialize.ledger.leases import held, lanes_held
-from feast_embeddings.materialize.ledger.ledger import Ledger
+import torch
+
+from feast_embeddings.materialize.ledger import Ledger, held, lanes_held
 from feast_embeddings.models.errors import StreamError
 
 _POLL_S: Final = 0.01
-_ALONE_S: Final = 60.0
+ALONE_S: Final = 60.0
 """How long a micro-batch may be open that no worker is there for."""
 
 
@@ -34,16 +40,47 @@ def settle(ledger: Ledger, project: str, view: str, still_ours: Callable[[], boo
     Raises:
         StreamError: One is open, and no worker of the stream has been there for a minute.
     """
-    deadline = time.monotonic() + _ALONE_S
+    deadline = time.monotonic() + ALONE_S
     while still_ours():
         waiting = [tick for tick in ledger.open_micro_batches(view) if before is None or tick.number < before]
         if not waiting:
             return
         if lanes_held(ledger, project, view):
-            deadline = time.monotonic() + _ALONE_S
+            deadline = time.monotonic() + ALONE_S
         elif time.monotonic() > deadline:
             raise StreamError(
                 f"Micro-batch {waiting[0].number} of view {view!r} was left open by a stopped worker, and no worker of "
                 "its stream is there to finish it: run `feast-embeddings stream` once, then the refresh again."
             )
         time.sleep(_POLL_S)
+
+
+T = TypeVar("T")
+NICER: Final = 10
+"""By how much such work is nicer than its process."""
+
+
+def gently(work: Callable[[], T]) -> T:
+    """Do ``work`` in a thread of lower priority, which computes in one thread only; returns what it returns.
+
+    Where threads have no priority of their own (it is Linux that gives them one), only the second is true.
+    """
+    done: Future[T] = Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            with contextlib.suppress(OSError, AttributeError):
+                me = threading.get_native_id()
+                os.setpriority(os.PRIO_PROCESS, me, min(os.getpriority(os.PRIO_PROCESS, me) + NICER, 19))
+            torch.set_num_threads(1)
+            done.set_result(context.run(work))
+        except BaseException as error:
+            done.set_exception(error)
+
+    before = torch.get_num_threads()
+    threading.Thread(target=run, daemon=True, name="refresh").start()  # daemon: a stop does not wait for it
+    try:
+        return done.result()
+    finally:
+        torch.set_num_threads(before)
