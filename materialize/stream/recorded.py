@@ -19,7 +19,7 @@ from feast_embeddings.transformations import BehaviorContract
 
 
 class ParquetReplay:
-    """A lane of a file's rows, as JSON, in the order of their event time; see :class:`~contract.Source`.
+    """A lane of a file's rows, as JSON, in the order of their event time; see :class:`~source.Source`.
 
     A row's offset is its place in that order, its partition the CRC-32 of its entity modulo ``of``. Committed
     positions stand in a file of their own beside the parquet file; the parquet file must not change.
