@@ -137,7 +137,7 @@ def _behaviors(now: Scrape, before: Scrape | None) -> Table:
 
 
 def _lag(now: Scrape) -> Table:
-    table = Table("source", "behind", "oldest", "in the worker", title="Lag", title_justify="left")
+    table = Table("source", "waiting", "oldest for", "in the worker", title="Lag", title_justify="left")
     seconds = now.values("stream_lag_seconds", "source")
     queued = now.values("stream_queued_behaviors", "source")
     for source, behaviors in sorted(now.values("stream_lag_behaviors", "source").items()):

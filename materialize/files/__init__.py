@@ -15,6 +15,7 @@ from feast_embeddings.materialize.files.appended import (
     raw_rows,
     read_part,
     recent_rows,
+    rows_of_ticks,
     uncovered,
 )
 from feast_embeddings.materialize.files.behavior_log import BehaviorLog, Digest, counts_of, digest
@@ -62,6 +63,7 @@ __all__ = [
     "read_part",
     "recent_rows",
     "replace_file",
+    "rows_of_ticks",
     "uncovered",
     "write_log",
 ]

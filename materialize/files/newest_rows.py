@@ -19,10 +19,11 @@ from feast_embeddings.materialize.files.staged import matrix_of
 from feast_embeddings.models.types import Float32s, Ids
 
 _GLOB = re.compile(r"([*?\[])")  # DuckDB takes every path for a pattern
+_NEVER = 1 << 62
 _NEWEST = """
     SELECT filename, file_row_number AS row
     FROM read_parquet(?, filename = true, file_row_number = true)
-    WHERE list_contains(?, fill) AND NOT replayed
+    WHERE list_contains(?, fill) AND NOT replayed AND tick < ?
     QUALIFY row_number() OVER (PARTITION BY fill, "{key}" ORDER BY tick DESC, filename) = 1
     ORDER BY filename, row
 """
@@ -48,17 +49,19 @@ class FillRowsOfTick:
     vectors: Float32s
 
 
-def newest_rows(log: EmbeddingLog, fills: Sequence[str], *folders: str) -> Iterator[FillRowsOfTick]:
+def newest_rows(
+    log: EmbeddingLog, fills: Sequence[str], *folders: str, before: int = _NEVER
+) -> Iterator[FillRowsOfTick]:
     """The row with the highest tick of every entity, in each of these fills; one file in memory at a time.
 
-    Of the whole log, or of the ``folders`` of it that are named.
+    Of the whole log, or of the ``folders`` of it that are named. Ticks numbered ``before`` or higher do not count.
     """
     files = [as_pattern(path) for path in log.files(*folders)]
     if not files or not fills:
         return
     with duckdb.connect() as database:
         query = _NEWEST.format(key=log.join_key.replace('"', '""'))
-        found = database.execute(query, [files, list(fills)]).fetchnumpy()
+        found = database.execute(query, [files, list(fills), before]).fetchnumpy()
     names, starts = np.unique(np.asarray(found["filename"], object).astype(str), return_index=True)
     for name, (start, end) in zip(names, pairwise([*starts, len(found["row"])]), strict=True):
         rows = pq.read_table(name, schema=log.schema, partitioning=None).take(pa.array(found["row"][start:end]))

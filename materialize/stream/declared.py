@@ -23,7 +23,7 @@ from feast_embeddings.materialize.stream.micro_batch import MicroBatches
 from feast_embeddings.materialize.stream.recorded import ParquetReplay
 from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions
 from feast_embeddings.materialize.stream.source import Source
-from feast_embeddings.materialize.stream.worker import StreamOptions, StreamWorker
+from feast_embeddings.materialize.stream.worker import StreamOptions, StreamWorker, ViewStream
 from feast_embeddings.materialize.ticks import ViewWork
 
 Kind = Literal["redis", "kafka", "parquet"]
@@ -85,9 +85,8 @@ def make_worker(
 
     tidy = InBackground(Compaction.of(store, workspace, spec).run, compact_every_s)
     name = {"redis": spec.behaviors, "kafka": source.topic, "parquet": Path(source.path).name}[source.kind]
-    return StreamWorker(
-        workspace.ledger, project, spec.view, name, open_source, make_ticks, options, metrics, tidy, on_tick
-    )
+    stream = ViewStream(workspace.ledger, project, spec.view, name, open_source, make_ticks, tidy)
+    return StreamWorker(stream, options, metrics, on_tick)
 
 
 class InBackground:

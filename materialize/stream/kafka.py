@@ -26,7 +26,7 @@ _EXTRA: Final = "Kafka needs confluent-kafka: install feast-embeddings[kafka]."
 
 
 class Kafka:
-    """A lane of one topic; see :class:`~contract.Source` for the guarantee.
+    """A lane of one topic; see :class:`~source.Source` for the guarantee.
 
     At least once: offsets are committed by hand, after the ledger; a lane is opened behind the recorded positions,
     or else behind the committed ones, or else at the start. A refused commit loses nothing: the ledger knows better.

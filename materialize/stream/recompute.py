@@ -19,13 +19,10 @@ from feast_embeddings.materialize.files import (
     Workspace,
     behavior_log_of,
     erased_rows,
-    ids_of,
-    matrix_of,
+    newest_rows,
     parts_folder,
-    parts_of,
     raw_rows,
-    read_part,
-    uncovered,
+    rows_of_ticks,
 )
 from feast_embeddings.materialize.ledger import RECEIVING, Fill, Tick
 from feast_embeddings.materialize.online import FillPlace, OnlineServer, read_fill
@@ -120,18 +117,10 @@ class _Replay:
     def _begin(self, replayed: Replayed) -> None:
         """The state before the first micro-batch: vectors from the embedding log, histories from the behavior log."""
         first = self.ticks[0].number
-        embeddings = self.workspace.log(self.spec)
-        for path in embeddings.files():
-            table = embeddings.read(path)
-            table = table.filter((pc.field("fill") == self.fill.fill) & (pc.field("tick") < first))
-            for entity, vector, end in zip(
-                ids_of(table[self.spec.join_key]).tolist(),
-                matrix_of(table[EMBEDDING]),
-                table["tick_end"].cast(pa.int64()).to_pylist(),
-                strict=True,
-            ):
+        for rows in newest_rows(self.workspace.log(self.spec), [self.fill.fill], before=first):
+            for entity, vector in zip(rows.ids.tolist(), rows.vectors, strict=True):
                 replayed.vectors[entity] = vector.tobytes()
-                self.ends[entity] = end
+                self.ends[entity] = rows.tick_end_us
         before = self._raw_before(first)
         behaviors = prepare(self.log.living(before), self.log.contract, self.log.rules, now_us()).behaviors
         ids = behaviors.entities
@@ -143,13 +132,9 @@ class _Replay:
 
     def _members(self) -> dict[int, pa.Table]:
         """Canonical rows by tick."""
-        tables = [
-            read_part(path).replace_schema_metadata(None)
-            for path in uncovered(parts_of(self.folder, self.spec.view), self.spec.view)
-        ]
-        if not tables:
+        table = rows_of_ticks(self.folder, self.spec.view, [tick.number for tick in self.ticks])
+        if table is None:
             return {}
-        table = pa.concat_tables(tables).sort_by(TICK)
         numbers, starts = np.unique(table[TICK].to_numpy(), return_index=True)
         ends = [*starts[1:].tolist(), len(table)]
         raw = table.select(raw_schema(self.log.contract).names)

@@ -8,19 +8,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import duckdb
 import numpy as np
 
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.ledger import Ranges
 from feast_embeddings.materialize.stream.source import Delivery, Positions, partition_of
-from feast_embeddings.models.errors import StreamError
 from feast_embeddings.models.types import Int64s
 from feast_embeddings.transformations import BehaviorContract
+from feast_embeddings.transformations.sources import read_messages
 
 
 class ParquetReplay:
-    """A lane of a file's rows, as JSON, in the order of their event time; see :class:`~contract.Source`.
+    """A lane of a file's rows, as JSON, in the order of their event time; see :class:`~source.Source`.
 
     A row's offset is its place in that order, its partition the CRC-32 of its entity modulo ``of``. Committed
     positions stand in a file of their own beside the parquet file; the parquet file must not change.
@@ -49,7 +48,8 @@ class ParquetReplay:
         self._committed_path = Path(path).with_name(f".{self.name}.{group}.{'-'.join(map(str, partitions))}.json")
         self.partitions = tuple(partitions)
         committed = self._committed()
-        self._payloads, self._times_us, self._of_row = _read(Path(path), contract, of)
+        self._payloads, self._times_us, entities = read_messages(Path(path), contract)
+        self._of_row = _hashes(entities, of)
         mine = np.isin(self._of_row, self.partitions)
         self._done = {p: max(committed.get(p, -1), (after or {}).get(p, -1)) for p in partitions}
         self._rows_of = {p: np.flatnonzero(self._of_row == p) for p in partitions}
@@ -136,26 +136,6 @@ class ParquetReplay:
         with contextlib.suppress(FileNotFoundError):
             return {int(p): last for p, last in json.loads(self._committed_path.read_text()).items()}
         return {}
-
-
-def _read(path: Path, contract: BehaviorContract, partitions: int) -> tuple[Sequence[str], Int64s, Int64s]:
-    """Payloads, event times (int64 µs) and partitions (int64) of a file's rows, in the order of event time."""
-    if not path.is_file():
-        raise StreamError(f"There is no file {path} to replay: name a parquet file of behaviors.")
-    columns = ", ".join(f'"{column}"' for column in contract.columns.values())
-    query = f"""
-        SELECT to_json(t)::VARCHAR AS payload, epoch_us("{contract.event_time}") AS happened_us,
-               "{contract.entity}"::VARCHAR AS entity_text
-        FROM (SELECT {columns} FROM read_parquet(?)) t ORDER BY happened_us, entity_text, payload
-    """  # noqa: S608 - column names of the declared contract, quoted
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        found = connection.sql(query, params=[str(path)]).to_arrow_table()
-    return (
-        found["payload"].to_pylist(),
-        np.asarray(found["happened_us"].to_numpy(), np.int64),
-        _hashes(found["entity_text"].to_pylist(), partitions),
-    )
 
 
 def _hashes(ids: Sequence[str], partitions: int) -> Int64s:

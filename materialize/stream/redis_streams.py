@@ -40,7 +40,7 @@ def agreed_partitions(client: Any, project: str, behaviors: str, wanted: int = P
 
 
 class RedisStreams:
-    """A lane of the streams of one behaviors view; see :class:`~contract.Source` for the guarantee.
+    """A lane of the streams of one behaviors view; see :class:`~source.Source` for the guarantee.
 
     At least once: entries are delivered to a consumer group, stay pending until they are committed (``XACK``), and
     what a dead worker left pending is claimed when its lane is opened anew (``XAUTOCLAIM``), in order, before

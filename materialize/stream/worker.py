@@ -61,42 +61,47 @@ class StreamOptions:
     until_idle_s: float | None = None
 
 
-OpenSource = Callable[[tuple[int, ...], dict[int, int], str], Source]
-"""Opens partitions of the source behind recorded positions, as a named worker."""
-MakeTicks = Callable[[Lease, str], MicroBatches]
-"""What applies the micro-batches of a lane, given its lease and name."""
+@dataclass(frozen=True)
+class ViewStream:
+    """The stream of one embedding view, as a worker works on it.
+
+    Attributes:
+        ledger, project, view: Whose it is.
+        source: Name of the source.
+        open: Opens partitions of the source behind recorded positions, as a named worker.
+        ticks: What applies the micro-batches of a lane, given its lease and name.
+        tidy: Called at each look at the lanes, for what is done beside them.
+    """
+
+    ledger: Ledger
+    project: str
+    view: str
+    source: str
+    open: Callable[[tuple[int, ...], dict[int, int], str], Source]
+    ticks: Callable[[Lease, str], MicroBatches]
+    tidy: Callable[[], None]
 
 
 class StreamWorker:
     """One worker process of a view's stream.
 
-    Delivery guarantee: at least once from the source, exactly once in effect; see ``contract.Source``.
+    Delivery guarantee: at least once from the source, exactly once in effect; see ``source.Source``.
     """
 
     def __init__(
-        self,
-        ledger: Ledger,
-        project: str,
-        view: str,
-        source_name: str,
-        open_source: OpenSource,
-        make_ticks: MakeTicks,
-        options: StreamOptions,
-        metrics: StreamMetrics | None = None,
-        background: Callable[[], None] | None = None,
-        on_tick: OnTick | None = None,
+        self, stream: ViewStream, options: StreamOptions, metrics: StreamMetrics | None, on_tick: OnTick | None
     ) -> None:
         if options.lanes > options.partitions:
             raise DeclarationError(
-                f"The stream of view {view!r} has {options.partitions} partitions, which cannot make {options.lanes} "
-                "lanes: use at most one lane per partition."
+                f"The stream of view {stream.view!r} has {options.partitions} partitions, which cannot make "
+                f"{options.lanes} lanes: use at most one lane per partition."
             )
-        self.ledger, self.project, self.view, self.source_name = ledger, project, view, source_name
+        self.ledger, self.project, self.view = stream.ledger, stream.project, stream.view
+        self.source_name = stream.source
         self.options, self.metrics = options, metrics or StreamMetrics()
         self.name = uuid.uuid4().hex[:12]
         self.taken_up = 0
-        self._open_source, self._make_ticks, self._background = open_source, make_ticks, background
-        self._on_tick = on_tick
+        self._stream, self._on_tick = stream, on_tick
         self._open: dict[str, LaneWork] = {}
         self._resting: list[LaneWork] = []
         self._paused = False
@@ -120,8 +125,7 @@ class StreamWorker:
                     self._observe()
                     if self._idle():
                         break
-                    if self._background is not None:
-                        self._background()
+                    self._stream.tidy()
                     self._stop.wait(poll_s)
             finally:
                 self._wake()
@@ -226,8 +230,8 @@ class StreamWorker:
             if is_paused(self.ledger, self.project, self.view):  # it may have begun before the lease was there
                 lease.release()
                 return None
-            source = self._open_source(partitions, self.ledger.positions(self.view, self.source_name), self.name)
-            ticks = self._make_ticks(lease, name)
+            source = self._stream.open(partitions, self.ledger.positions(self.view, self.source_name), self.name)
+            ticks = self._stream.ticks(lease, name)
             self.taken_up += len(ticks.take_up(source))
         except BaseException as error:
             if source is not None:

@@ -69,7 +69,6 @@ EXCEPTIONS: Final[dict[str, dict[str, str]]] = {
     },
     "libraries": {
         "materialize/ledger/tombstones.py imports duckdb": "joins ids with salted digests, in memory",
-        "materialize/stream/recorded.py imports duckdb": "a source that is a table, read in the order of its times",
         "transformations/behaviors/quarantine.py imports pyarrow.parquet": "what is refused is kept where it is judged",
         "models/autoencoder/trainer.py imports rich": _TRAINING_BAR,
         "models/sequence/training.py imports rich": _TRAINING_BAR,
@@ -104,13 +103,16 @@ EXCEPTIONS: Final[dict[str, dict[str, str]]] = {
         )
     },
     "faces": {
-        "tests/support/fault_schedules.py imports materialize.ledger.leases, not the face of materialize.ledger": _FAULTS,
-        "tests/support/fault_schedules.py imports materialize.ticks.milestones, not the face of materialize.ticks": _FAULTS,
-        "tests/support/overlap_schedules.py imports materialize.ticks.runner, not the face of materialize.ticks": _FAULTS,
-        "tests/support/stream_overlap_schedules.py imports materialize.ticks.beside, not the face of materialize.ticks": _FAULTS,
+        f"tests/support/{name}.py imports {target}, not the face of {target.rpartition('.')[0]}": _FAULTS
+        for name, target in (
+            ("fault_schedules", "materialize.ledger.leases"),
+            ("fault_schedules", "materialize.ticks.milestones"),
+            ("overlap_schedules", "materialize.ticks.runner"),
+            ("stream_overlap_schedules", "materialize.ticks.beside"),
+        )
     },
     "parameters": {
-        "materialize/cli/evaluate.py: evaluate takes more than 7 parameters": "a command of typer, registered by a call",
+        "materialize/cli/evaluate.py: evaluate takes more than 7 parameters": "a command, registered by a call",
     }
     | {
         f"materialize/offline_store.py: {name} takes more than {MOST_PARAMETERS} parameters": _FEASTS_SIGNATURE

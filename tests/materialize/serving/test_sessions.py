@@ -27,6 +27,16 @@ def counted(name: str, **labels: str) -> float:
     return metrics.REQUEST_METRICS.get_sample_value(f"feast_embeddings_session_{name}_total", labels) or 0.0
 
 
+PARTS = ("merge", "encode")
+
+
+def timed(part: str) -> tuple[float, float]:
+    """Requests so far, and the seconds that they spent in a part of the session view."""
+    labels, name = {"view": "session_embedding", "part": part}, "feast_embeddings_session_seconds"
+    count, total = (metrics.REGISTRY.get_sample_value(f"{name}_{what}", labels) for what in ("count", "sum"))
+    return count or 0.0, total or 0.0
+
+
 def test_a_session_is_bit_for_bit_what_a_tick_of_the_same_behaviors_stores(make_repo: MakeRepo) -> None:
     repo, store = session_repo(make_repo)
     behaviors = repo.behaviors(day(5)).between(day(4), day(5))
@@ -124,6 +134,7 @@ def test_without_a_session_the_stored_history_is_all_there_is(make_repo: MakeRep
 def test_what_the_encoder_does_not_know_is_counted(make_repo: MakeRepo) -> None:
     _, store = session_repo(make_repo)
     before = {name: counted(name, view="session_embedding") for name in ("unknown_items", "vectors")}
+    spent, began = [timed(part) for part in PARTS], time.monotonic()
     refused = counted("behaviors", view="session_embedding", outcome="refused")
     rows = {
         "user_id": [1],
@@ -136,6 +147,9 @@ def test_what_the_encoder_does_not_know_is_counted(make_repo: MakeRepo) -> None:
     assert counted("unknown_items", view="session_embedding") == before["unknown_items"] + 1
     assert counted("vectors", view="session_embedding") == before["vectors"] + 1
     assert counted("behaviors", view="session_embedding", outcome="refused") == refused + 1
+    took = [timed(part) for part in PARTS]
+    assert [count for count, _ in took] == [count + 1 for count, _ in spent]
+    assert 0 < sum(seconds for _, seconds in took) - sum(seconds for _, seconds in spent) < time.monotonic() - began
 
 
 # ── generations ──────────────────────────────────────────────────────────────────────────────────────────
