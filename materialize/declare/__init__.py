@@ -1,6 +1,7 @@
 """What a repo writes, and how everything else reads it back."""
 
 from feast_embeddings.materialize.declare.arguments import STATE, EncoderRef, Inputs, Serving
+from feast_embeddings.materialize.declare.kinds import Kind, kind_of, pinned_space, ttl_us
 from feast_embeddings.materialize.declare.policy import Due, Full, Hybrid, Incremental, Policy, blend, describe, due
 from feast_embeddings.materialize.declare.spec import (
     EmbeddingSpec,
@@ -32,6 +33,7 @@ __all__ = [
     "Hybrid",
     "Incremental",
     "Inputs",
+    "Kind",
     "Policy",
     "Serving",
     "Storage",
@@ -50,9 +52,12 @@ __all__ = [
     "holds",
     "is_embedding",
     "item_embedding_view",
+    "kind_of",
     "packed",
     "pinned",
+    "pinned_space",
     "source_of",
     "spec_of",
+    "ttl_us",
     "unpacked",
 ]
