@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from feast_embeddings.materialize.learning.backtest import Replayed, declaration
+from feast_embeddings.materialize.learning.candidates import Replayed, declaration
 from feast_embeddings.models.errors import EvaluationError
 from feast_embeddings.models.evaluation.bootstrap import Estimate
 from feast_embeddings.models.evaluation.evaluate import Evaluation

@@ -9,7 +9,8 @@ from ticks_fixture import started, tick_at
 
 from feast_embeddings.materialize import Full, Hybrid, Incremental
 from feast_embeddings.materialize.declare import Policy
-from feast_embeddings.materialize.learning.backtest import Backtest, Candidate, Questions, declaration, scheduled
+from feast_embeddings.materialize.learning.backtest import Backtest
+from feast_embeddings.materialize.learning.candidates import Candidate, Questions, declaration, scheduled
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.evaluation.splits import cut
