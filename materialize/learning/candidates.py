@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from feast_embeddings.materialize.declare import Due, Hybrid, Incremental, Policy, due
 from feast_embeddings.models.encoder.batch import Float32s, Int64s
@@ -98,17 +98,6 @@ def scheduled(policy: Policy, start_us: int, end_us: int) -> Iterator[tuple[int,
             yield now, unit
             watermark = unit.end_us
             full = unit.end_us if unit.kind == "full" else full
-
-
-def declaration(policy: Policy) -> str:
-    """The policy as Python, with what is not at its default."""
-    given = [(each.name, getattr(policy, each.name), each.default) for each in fields(policy)]
-    shown = [
-        f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
-        for name, value, default in given
-        if value != default or name == "every"
-    ]
-    return f"{type(policy).__name__}({', '.join(shown)})"
 
 
 def incremental_of(policy: Policy) -> Incremental:
