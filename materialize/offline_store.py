@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import atexit
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -34,25 +34,19 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.saved_dataset import SavedDatasetStorage
 
-from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs, pinned_space, spec_of, ttl_us
-from feast_embeddings.materialize.files import BehaviorLog, Workspace, ids_of
+from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.materialize.retrieval import (
+    ANSWERED,
     ROW,
     Asked,
+    Columns,
     EntityRows,
+    Past,
     ServedRetrievalJob,
-    activity_at,
     check_names,
-    history_at,
-    served_space,
-    served_vectors,
 )
-from feast_embeddings.models import read_manifest
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.transformations import activity_spec_of
-from feast_embeddings.transformations.views import EMBEDDING, KIND, PREFIX
-
-_Columns = Mapping[str, pa.ChunkedArray]
+from feast_embeddings.transformations.views import KIND
 
 
 @atexit.register
@@ -112,13 +106,13 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):
         rows = EntityRows.of(entity_df)
         asked = [Asked.of(view, feature_refs, full_feature_names) for view in feature_views]
         check_names(rows, asked)
-        ours = [each for each in asked if each.view.tags.get(KIND) in _READERS]
-        ordinary = [each.view for each in asked if each.view.tags.get(KIND) not in _READERS]
+        ours = [each for each in asked if each.view.tags.get(KIND) in ANSWERED]
+        ordinary = [each.view for each in asked if each.view.tags.get(KIND) not in ANSWERED]
         for each in ours:
             rows.ids(each.view)
             _check_created(each.view, filter_by_created_timestamp)
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
-        compute = [partial(_read, each, rows, config, registry, project) for each in ours]
+        compute = [partial(_answer, each, rows, config, registry, project) for each in ours]
         if ordinary or any(view.mode == "substrait" for view in on_demand):
             by_created = filter_by_created_timestamp
             job = _stock_job(rows, ordinary, feature_refs, config, registry, full_feature_names, by_created)
@@ -189,7 +183,7 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):
             DeclarationError: The view is an embedding, history or activity view: nothing is written to those.
         """
         kind = feature_view.tags.get(KIND)
-        if kind in _READERS:
+        if kind in ANSWERED:
             raise DeclarationError(
                 f"Feature view {feature_view.name!r} is an {kind} view, written by materialization alone: append "
                 "behaviors to its behavior table instead."
@@ -203,66 +197,8 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):
         )
 
 
-# ── views of this package ────────────────────────────────────────────────────────────────────────────────────
-
-
-def _read(asked: Asked, rows: EntityRows, config: RepoConfig, registry: BaseRegistry, project: str) -> _Columns:
-    found = _READERS[asked.view.tags[KIND]](asked.view, rows, config, registry, project)
-    return {column: found[feature] for feature, column in asked.columns.items()}
-
-
-def _embedding(
-    view: FeatureView, rows: EntityRows, config: RepoConfig, _registry: BaseRegistry, _project: str
-) -> _Columns:
-    workspace, spec = Workspace.of(config), spec_of(view)
-    space = served_space(workspace.ledger, spec, pinned_space(view))
-    ids = rows.ids(view)
-    vectors = served_vectors(workspace.ledger, workspace.log(spec), spec, space, ids, rows.times_us)
-    return {EMBEDDING: vectors}
-
-
-def _history(view: FeatureView, rows: EntityRows, config: RepoConfig, registry: BaseRegistry, project: str) -> _Columns:
-    workspace = Workspace.of(config)
-    log = _behaviors_of(view, config, registry, project)
-    owner = next((spec for spec in embedding_specs(registry, project) if spec.history == view.name), None)
-    ticks = workspace.ledger.published_ticks(owner.view) if owner else []
-    contexts = _contexts(workspace, owner) if owner else {}
-    kept = {tick.number: tick.kept or max(contexts[fill] for fill in tick.fills) for tick in ticks}
-    return _computed(view, rows, lambda ids, times_us: history_at(log, ticks, kept, ttl_us(view), ids, times_us))
-
-
-def _activity(
-    view: FeatureView, rows: EntityRows, config: RepoConfig, registry: BaseRegistry, project: str
-) -> _Columns:
-    log, spec = _behaviors_of(view, config, registry, project), activity_spec_of(view)
-    return _computed(view, rows, lambda ids, times_us: activity_at(log, spec, ids, times_us))
-
-
-_READERS = {"embedding": _embedding, "history": _history, "activity": _activity}
-
-
-def _computed(view: FeatureView, rows: EntityRows, at: Callable[..., pa.Table]) -> _Columns:
-    """The features of the rows that have an entity and a time; null for the others."""
-    ids = rows.ids(view)
-    asked = rows.timed & np.asarray(ids.is_valid())
-    place = np.where(asked, np.cumsum(asked) - 1, 0)
-    table = at(ids_of(ids.filter(pa.array(asked))), rows.times_us[asked])
-    full = table.take(pa.array(place, mask=~asked))
-    return {name: full[name] for name in full.column_names}
-
-
-def _behaviors_of(view: FeatureView, config: RepoConfig, registry: BaseRegistry, project: str) -> BehaviorLog:
-    behaviors = registry.get_feature_view(view.tags[f"{PREFIX}behaviors"], project)
-    workspace = Workspace.of(config)
-    return BehaviorLog.of(behaviors, workspace.root, workspace.ledger)
-
-
-def _contexts(workspace: Workspace, spec: EmbeddingSpec) -> dict[str, int]:
-    """Fill → how many behaviors of a history its encoder reads."""
-    fills = workspace.ledger.fills(view=spec.view)
-    spaces = {fill.space for fill in fills}
-    contexts = {space: read_manifest(workspace.paths.encoder(space)).context for space in spaces}
-    return {fill.fill: contexts[fill.space] for fill in fills}
+def _answer(asked: Asked, rows: EntityRows, config: RepoConfig, registry: BaseRegistry, project: str) -> Columns:
+    return Past(Workspace.of(config), registry, project).answer(asked, rows)
 
 
 def _check_created(view: FeatureView, filter_by_created_timestamp: bool) -> None:
@@ -308,7 +244,7 @@ def _stock_job(
     )
 
 
-def _stock_columns(job: RetrievalJob, rows: EntityRows) -> _Columns:
+def _stock_columns(job: RetrievalJob, rows: EntityRows) -> Columns:
     """What stock Feast adds to the entity rows, in their order again."""
     table = job._to_arrow_internal()
     order = pa.array(np.argsort(table[ROW].to_numpy(), kind="stable"))

@@ -1,7 +1,7 @@
 """What a repo writes, and how everything else reads it back."""
 
 from feast_embeddings.materialize.declare.arguments import STATE, EncoderRef, Inputs, Serving
-from feast_embeddings.materialize.declare.kinds import kind_of, pinned_space, ttl_us
+from feast_embeddings.materialize.declare.kinds import Kind, kind_of, pinned_space, ttl_us
 from feast_embeddings.materialize.declare.policy import (
     Due,
     Full,
@@ -44,6 +44,7 @@ __all__ = [
     "Hybrid",
     "Incremental",
     "Inputs",
+    "Kind",
     "Policy",
     "Serving",
     "Storage",

@@ -138,11 +138,14 @@ def policy_from_json(text: str) -> Policy:
 
 
 def describe(policy: Policy) -> str:
-    """The policy as people would write it: what is not at its default."""
-    given = [(field.name, getattr(policy, field.name)) for field in fields(policy)]
-    defaults = {field.name: field.default for field in fields(policy)}
-    shown = [(name, value) for name, value in given if value != defaults[name] or name.endswith("every")]
-    return f"{type(policy).__name__}({', '.join(f'{name}={value}' for name, value in shown)})"
+    """The policy as Python: its periods, and what is not at its default."""
+    given = [(each.name, getattr(policy, each.name), each.default) for each in fields(policy)]
+    shown = [
+        f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
+        for name, value, default in given
+        if value != default or name.endswith("every")
+    ]
+    return f"{type(policy).__name__}({', '.join(shown)})"
 
 
 def blend(old: Float32s, extracted: Float32s, alphas: Float32s, found: np.ndarray) -> Float32s:

@@ -1,6 +1,7 @@
 """Encoders: trained on a repo's own log, evaluated, weighed against what they cost, explained."""
 
-from feast_embeddings.materialize.learning.backtest import Backtest, Candidate, Questions
+from feast_embeddings.materialize.learning.backtest import Backtest
+from feast_embeddings.materialize.learning.candidates import Candidate, Questions
 from feast_embeddings.materialize.learning.evaluate import (
     Question,
     asked,

@@ -1,7 +1,7 @@
 """Replays policies on real behaviors in memory: which vectors would have stood when, and what they would have cost.
 
-Nothing is written. What is shared with the engine is what decides the vectors: :func:`~.policy.due`,
-:meth:`~.policy.Incremental.alphas`, :func:`~.policy.blend`, the encoder; arrays stand in for Redis. A vector is there
+Nothing is written. What is shared with the engine is what decides the vectors: :func:`~.declare.due`,
+:meth:`~.declare.Incremental.alphas`, :func:`~.declare.blend`, the encoder; arrays stand in for Redis. A vector is there
 from the end of its tick on, and behaviors come in time: jobs that take long, and late behaviors, are not replayed.
 """
 
@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from feast_embeddings.materialize.declare import Due, Full, Hybrid, Incremental, Policy, blend, due
+from feast_embeddings.materialize.declare import Due, Full, Incremental, blend
+from feast_embeddings.materialize.learning.candidates import (
+    Candidate,
+    Questions,
+    Replayed,
+    Spent,
+    incremental_of,
+    scheduled,
+)
 from feast_embeddings.models import Encoder, HistoryBatch, SequenceEncoder
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.evaluation import cut
 from feast_embeddings.models.sequence import CachedState, empty_state
 from feast_embeddings.models.types import Bools, Float32s, Int64s
-from feast_embeddings.transformations.behaviors import bisect_segments, duration_us
+from feast_embeddings.transformations.behaviors import bisect_segments
 
 _BEHAVIOR_BYTES = 24
 """Of one behavior of a stored history: item and time 8 each, type and value 4 each."""
@@ -30,83 +38,6 @@ _TICK_BYTES = 8
 
 _TIMED = 2048
 """Histories of a unit that are timed, at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One way to keep vectors.
-
-    Attributes:
-        name: For tables.
-        policy: As a view declares it.
-        cached: Whether attention's state is kept per entity, so that a tick computes only what is new. Only for a
-            `SequenceEncoder` under ``Incremental(context="window")`` with α 0: the vectors are the same within 1e-5.
-        min_new: An entity is encoded once so many behaviors wait; 1 is what a declared policy does.
-
-    Raises:
-        DeclarationError: ``cached`` with a policy that it does not fit.
-    """
-
-    name: str
-    policy: Policy
-    cached: bool = False
-    min_new: int = 1
-
-    def __post_init__(self) -> None:
-        exact = isinstance(self.policy, Incremental) and self.policy.context == "window"
-        if self.cached and not (exact and not self.policy.alpha and self.policy.half_life is None):  # type: ignore[union-attr]
-            raise DeclarationError(f"Candidate {self.name!r}: cached=True is for Incremental(context='window') of α 0.")
-
-    @property
-    def declarable(self) -> bool:
-        """Whether a view's policy alone declares it."""
-        return not self.cached and self.min_new == 1
-
-
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """Who is asked about, and when: rows of entities, int64 [Q], and times, int64 [Q] microseconds."""
-
-    entities: Int64s
-    asked_us: Int64s
-
-
-@dataclass(slots=True)
-class Spent:
-    """What a candidate took from the start on, the first refresh aside.
-
-    Attributes:
-        units: Ticks and refreshes.
-        histories: Histories encoded.
-        behaviors: Behaviors that went through the encoder.
-        seconds: Of encoding, on this machine: of about ten whole units, scaled to all behaviors.
-    """
-
-    units: int = 0
-    histories: int = 0
-    behaviors: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """What a candidate would have served.
-
-    Attributes:
-        candidate: Which.
-        vectors: Of each question, float32 [Q, dim]; zeros where there is none.
-        found: bool [Q].
-        behind: int64 [Q], behaviors before the question that had not reached the vector's tick.
-        spent: Its cost.
-        state_bytes: Per entity with a vector: the vector, and what the next tick reads to make the next one.
-    """
-
-    candidate: Candidate
-    vectors: Float32s
-    found: Bools
-    behind: Int64s
-    spent: Spent
-    state_bytes: float
 
 
 @dataclass(slots=True)
@@ -213,7 +144,7 @@ class Backtest:
         if unit.kind == "incremental":
             waiting = stop - covered >= arm.candidate.min_new
             entities, stop, first, covered = entities[waiting], stop[waiting], first[waiting], covered[waiting]
-        policy = _incremental(arm.candidate.policy)
+        policy = incremental_of(arm.candidate.policy)
         whole = unit.kind == "full" or policy.context == "window"
         start = np.maximum(first if whole else covered, stop - self.encoder.context)
         if arm.cache is not None and unit.start_us is not None:
@@ -327,7 +258,7 @@ class Backtest:
 
     def _replayed(self, arm: _Arm) -> Replayed:
         lengths = np.minimum(arm.covered - self._first, self.encoder.context)[arm.found]
-        policy = _incremental(arm.candidate.policy)
+        policy = incremental_of(arm.candidate.policy)
         size = 4.0 * self.encoder.dim
         if not isinstance(arm.candidate.policy, Full):
             if policy.alpha or policy.half_life is not None:
@@ -338,31 +269,3 @@ class Backtest:
                 size += _BEHAVIOR_BYTES * float(lengths.mean()) if len(lengths) else 0.0
         arm.spent.seconds = arm.measured_s * arm.spent.behaviors / max(arm.measured, 1)
         return Replayed(arm.candidate, arm.answers, arm.answered, arm.behind, arm.spent, size)
-
-
-def scheduled(policy: Policy, start_us: int, end_us: int) -> Iterator[tuple[int, Due]]:
-    """When jobs that run every ``policy.every`` do what, after a full refresh as of ``start_us``, up to ``end_us``."""
-    watermark = full = start_us
-    step = duration_us(policy.every)
-    for now in range(start_us + step, end_us + 1, step):
-        for unit in due(policy, watermark_us=watermark, full_us=full, end_us=now, new_space=False):
-            yield now, unit
-            watermark = unit.end_us
-            full = unit.end_us if unit.kind == "full" else full
-
-
-def declaration(policy: Policy) -> str:
-    """The policy as Python, with what is not at its default."""
-    given = [(each.name, getattr(policy, each.name), each.default) for each in fields(policy)]
-    shown = [
-        f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
-        for name, value, default in given
-        if value != default or name == "every"
-    ]
-    return f"{type(policy).__name__}({', '.join(shown)})"
-
-
-def _incremental(policy: Policy) -> Incremental:
-    if isinstance(policy, Hybrid):
-        return policy.incremental
-    return policy if isinstance(policy, Incremental) else Incremental()

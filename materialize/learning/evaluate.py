@@ -11,7 +11,8 @@ from feast import FeatureStore
 from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.declare import EmbeddingSpec, Full, Hybrid, Incremental, Policy
 from feast_embeddings.materialize.files import Workspace
-from feast_embeddings.materialize.learning.backtest import Backtest, Candidate, Questions, scheduled
+from feast_embeddings.materialize.learning.backtest import Backtest
+from feast_embeddings.materialize.learning.candidates import Candidate, Questions, scheduled
 from feast_embeddings.materialize.learning.frontier import Frontier
 from feast_embeddings.materialize.learning.train import spec_of_encoder
 from feast_embeddings.models import Encoder, HistoryBatch, ItemIndex, RankingTask, SequenceEncoder, load_encoder

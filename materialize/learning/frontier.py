@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from feast_embeddings.materialize.learning.backtest import Replayed, declaration
+from feast_embeddings.materialize.declare import describe
+from feast_embeddings.materialize.learning.candidates import Replayed
 from feast_embeddings.models.errors import EvaluationError
 from feast_embeddings.models.evaluation import Estimate, Evaluation
 
@@ -121,7 +122,7 @@ def _point(each: Replayed, exact: Replayed, found: Evaluation, best: float, meas
     quality = found.methods[name].estimates["all"][measure]
     return Point(
         name,
-        declaration(each.candidate.policy) if each.candidate.declarable else None,
+        describe(each.candidate.policy) if each.candidate.declarable else None,
         quality,
         quality.value / best if best else 0.0,
         found.difference(name, exact.candidate.name, measure),

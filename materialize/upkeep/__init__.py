@@ -2,7 +2,7 @@
 
 from feast_embeddings.materialize.upkeep.erase import Receipt, forget
 from feast_embeddings.materialize.upkeep.living_rows import LivingRows
-from feast_embeddings.materialize.upkeep.restore import Restored, restore
+from feast_embeddings.materialize.upkeep.restore import restore
 from feast_embeddings.materialize.upkeep.retire import retire
 
-__all__ = ["LivingRows", "Receipt", "Restored", "forget", "restore", "retire"]
+__all__ = ["LivingRows", "Receipt", "forget", "restore", "retire"]

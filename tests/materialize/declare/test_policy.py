@@ -232,10 +232,12 @@ def test_incremental_does_not_refresh_for_a_new_space() -> None:
 @pytest.mark.parametrize(
     ("policy", "text"),
     [
-        (Incremental(), "Incremental(every=1d)"),
-        (Full(every="7d"), "Full(every=7d)"),
-        (Hybrid(half_life="14d", context="new"), "Hybrid(every=1d, half_life=14d, context=new, full_every=7d)"),
+        (Incremental(), 'Incremental(every="1d")'),
+        (Incremental("30m", alpha=0.5, context="new"), 'Incremental(every="30m", alpha=0.5, context="new")'),
+        (Full(every="7d"), 'Full(every="7d")'),
+        (Hybrid(half_life="14d"), 'Hybrid(every="1d", half_life="14d", full_every="7d")'),
     ],
 )
-def test_a_policy_is_described_without_what_nobody_wrote(policy: Policy, text: str) -> None:
+def test_a_policy_is_described_as_it_is_declared_without_what_nobody_wrote(policy: Policy, text: str) -> None:
     assert describe(policy) == text
+    assert eval(text) == policy  # noqa: S307 - our own text

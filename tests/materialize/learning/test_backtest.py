@@ -9,7 +9,8 @@ from ticks_fixture import started, tick_at
 
 from feast_embeddings.materialize import Full, Hybrid, Incremental
 from feast_embeddings.materialize.declare import Policy
-from feast_embeddings.materialize.learning.backtest import Backtest, Candidate, Questions, declaration, scheduled
+from feast_embeddings.materialize.learning.backtest import Backtest
+from feast_embeddings.materialize.learning.candidates import Candidate, Questions, scheduled
 from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.evaluation import cut
@@ -146,15 +147,6 @@ def test_jobs_run_when_they_are_due(policy: Policy, ends: list[int]) -> None:
     runs = list(scheduled(policy, day(4), day(8.5)))
     assert [at for at, _ in runs] == [day(end) for end in ends]
     assert [unit.end_us for _, unit in runs] == [day(end) for end in ends]
-
-
-def test_a_policy_is_written_as_it_is_declared() -> None:
-    for policy in (
-        Incremental("30m", alpha=0.5, context="new"),
-        Full("2d"),
-        Hybrid("1h", half_life="3d", full_every="1d"),
-    ):
-        assert eval(declaration(policy)) == policy  # noqa: S307 - our own text
 
 
 def test_a_cache_that_does_not_fit_is_refused() -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from feast_embeddings.materialize import Full, Hybrid, Incremental
 from feast_embeddings.materialize.cli import app
-from feast_embeddings.materialize.learning.backtest import Candidate, Replayed, Spent
+from feast_embeddings.materialize.learning.candidates import Candidate, Replayed, Spent
 from feast_embeddings.materialize.learning.evaluate import around, asked, evaluate_policies
 from feast_embeddings.materialize.learning.frontier import Frontier, draw
 from feast_embeddings.models import HistoryBatch
