@@ -9,7 +9,7 @@ TORCH   = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help bench-refresh-beside-stream setup demo test lint types wheel structure trace bench-online-retail bench-autoencoder bench-generator bench-ranker bench-quality bench-encode bench-policies bench-online faults concurrency fuzz bench-text bench-explain bench-compression bench-session bench-freshness stream-faults soak bench-stream clean
+.PHONY: help test-quick bench-refresh-beside-stream setup demo test lint types wheel structure trace bench-online-retail bench-autoencoder bench-generator bench-ranker bench-quality bench-encode bench-policies bench-online faults concurrency fuzz bench-text bench-explain bench-compression bench-session bench-freshness stream-faults soak bench-stream clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -33,6 +33,13 @@ demo: setup  ## run the demonstration: real purchases, embedding features, a ref
 
 test: lint types  ## check style and types, then run every test with coverage
 	@$(BIN)/python -m pytest -n 2 --durations=10 --cov --cov-report=term
+
+QUICK = tests/laws/test_architecture.py tests/laws/test_structure.py tests/transformations tests/models/encoder \
+        tests/models/evaluation tests/materialize/declare tests/materialize/files tests/materialize/ledger \
+        tests/materialize/retrieval tests/materialize/stream/test_payloads.py tests/materialize/stream/test_source_laws.py
+
+test-quick: setup  ## run the tests that need no feature repo: under two minutes
+	@$(BIN)/python -m pytest -n 2 -q $(QUICK)
 
 lint: setup  ## check style and formatting
 	@$(BIN)/ruff check
