@@ -17,6 +17,7 @@ from servers_fixture import BINARIES, running
 
 from feast_embeddings.materialize import read_vectors
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*its keywords one by one end:DeprecationWarning")  # what it declared
 STREAMED = [each for each in EARLIER if each.stream]
 
 
