@@ -13,6 +13,7 @@ import pytest
 from feast import FeatureStore
 from repo_fixture import USERS, MakeRepo, SmallRepo, StoppedError, day, stopping_at, tiny_encoder
 from stream_fixture import PARTITIONS, SINCE, by_hand, clicks, send, streamed
+from watched_fixture import OPTIONS, until
 
 from feast_embeddings.materialize.ledger import lanes_held, paused
 from feast_embeddings.materialize.online import stream_key
@@ -26,7 +27,6 @@ from feast_embeddings.models.errors import DeclarationError, LeaseError
 from feast_embeddings.transformations import Histories
 
 pytestmark = pytest.mark.filterwarnings("ignore:Stream feature views are experimental:RuntimeWarning")
-OPTIONS = StreamOptions(partitions=PARTITIONS, lanes=2, lease_s=2)
 
 
 @contextmanager
@@ -78,12 +78,12 @@ def test_two_workers_share_the_lanes_and_one_takes_over_from_the_other(make_repo
     repo = streamed(make_repo)
     ledger = repo.workspace.ledger
     with working() as first:
-        _until(lambda: len(first._open) == 2)
+        until(lambda: len(first._open) == 2)
         with working() as second:
-            _until(lambda: len(first._open) == len(second._open) == 1)
+            until(lambda: len(first._open) == len(second._open) == 1)
             send(repo, clicks(50, 3, SINCE, SINCE + 0.5))
             await_read(repo, 50)
-        _until(lambda: len(first._open) == 2)
+        until(lambda: len(first._open) == 2)
         assert len(lanes_held(ledger, repo.project, "user_embedding")) == 2
     assert lanes_held(ledger, repo.project, "user_embedding") == []
 
@@ -115,7 +115,7 @@ def test_a_pause_empties_the_lanes_and_they_go_on_afterwards(make_repo: MakeRepo
     repo = streamed(make_repo)
     ledger = repo.workspace.ledger
     with working() as worker:
-        _until(lambda: len(worker._open) == 2)
+        until(lambda: len(worker._open) == 2)
         with paused(ledger, repo.project, "user_embedding"):
             send(repo, clicks(20, 4, SINCE, SINCE + 0.5))
             time.sleep(1)
@@ -129,7 +129,7 @@ def test_a_pause_empties_the_lanes_and_they_go_on_afterwards(make_repo: MakeRepo
 def test_workers_that_disagree_about_the_lanes_are_refused(make_repo: MakeRepo) -> None:
     streamed(make_repo)
     with working() as first:
-        _until(lambda: len(first._open) == 2)
+        until(lambda: len(first._open) == 2)
         other = make_worker(FeatureStore("."), options=StreamOptions(partitions=PARTITIONS, lanes=1, lease_s=2))
         with pytest.raises(DeclarationError, match="another number of lanes"):
             other.run()
@@ -170,13 +170,6 @@ def test_kill_9_duplicates_and_disorder_lose_nothing(make_repo: MakeRepo) -> Non
     )
     kill_workers.check(outcome)
     assert outcome.kills >= 2
-
-
-def _until(condition: object, within_s: float = 20) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_refresh_pauses_the_stream_and_both_end_where_everything_is_known(make_repo: MakeRepo) -> None:
