@@ -140,7 +140,8 @@ def test_a_process_that_just_ends_stops_the_server(folder):
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stderr, done.stdout.split()[0]) == (0, "", "1")
+    ours = [line for line in done.stderr.splitlines() if "feast_metrics_" not in line]  # files that Feast leaves open
+    assert (done.returncode, ours, done.stdout.split()[0]) == (0, [], "1")
     assert not answers(folder)
 
 

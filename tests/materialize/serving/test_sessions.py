@@ -33,7 +33,7 @@ PARTS = ("merge", "encode")
 def timed(part: str) -> tuple[float, float]:
     """Requests so far, and the seconds that they spent in a part of the session view."""
     labels, name = {"view": "session_embedding", "part": part}, "feast_embeddings_session_seconds"
-    count, total = (metrics.REGISTRY.get_sample_value(f"{name}_{what}", labels) for what in ("count", "sum"))
+    count, total = (metrics.REQUEST_METRICS.get_sample_value(f"{name}_{what}", labels) for what in ("count", "sum"))
     return count or 0.0, total or 0.0
 
 
