@@ -52,12 +52,12 @@ def test_a_worker_counts_what_became_of_each_behavior_as_the_ledger_does(make_re
     ledger = repo.workspace.ledger
     told = {"read": 9, "applied": 6, "deduplicated": 1, "quarantined": 2}
     assert outcomes == {(name, "user_embedding"): count for name, count in told.items()}
-    totals = ledger.totals("user_embedding")
+    totals = ledger.stream_counts("user_embedding")
     assert {f"quarantined: {reason}": count for (reason, _), count in reasons.items()} == {
         name: count for name, count in totals.items() if name.startswith("quarantined")
     }
     assert {name: totals[name] for name in ("read", "applied", "deduplicated")}.items() <= told.items()
-    ticks = ledger.ticks("user_embedding")
+    ticks = ledger.micro_batches("user_embedding")
     assert counted == {"late": 1, "unknown_items": 2, "ticks": len(ticks)}
     assert last == ticks[-1].number
     assert freshness == {(stage, "user_embedding"): 9 for stage in STAGES}
