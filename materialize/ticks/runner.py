@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,7 @@ from feast_embeddings.models.errors import LeaseError, OnlineStoreError, Overtak
 
 TICKS_WAIT_S: Final = 600.0
 """How long a refresh waits for a job that runs ticks, catching up with it meanwhile."""
+NO_SHORTER: Final = 0.8
 SHORT_ROUND_S: Final = 0.3
 """A round of catching up with a stream that takes no longer leaves little to the last one, for which it is held."""
 LAST_ROUND_WAIT_S: Final = 120.0
@@ -212,12 +214,19 @@ class Runner:
             self.outcome.notice(self.cutovers.attempt(self.spec.encoder, space))
 
     def _catch_up(self, refreshes: Refreshes) -> None:
-        """Catch up with the ticks that are published meanwhile; a stream never stops, so a short round is the last."""
+        """Catch up with the ticks that are published meanwhile.
+
+        A stream never stops: the last round before it is held is a short one, or one that took about as long as the one
+        before, because the stream leaves no more of the processors.
+        """
+        before = math.inf
         while True:
             began = time.monotonic()
             found = refreshes.catch_up()
-            if not found or (self.agenda.streamed and time.monotonic() - began < SHORT_ROUND_S):
+            took = time.monotonic() - began
+            if not found or (self.agenda.streamed and (took < SHORT_ROUND_S or took > NO_SHORTER * before)):
                 return
+            before = took
 
     @contextmanager
     def _stream_held(self, refreshes: Refreshes) -> Iterator[None]:
