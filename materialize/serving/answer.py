@@ -97,7 +97,3 @@ def _column(name: str, lists: Sequence[Any]) -> Sequence[Any]:
             None if each is None else [np.nan if value is None else float(value) for value in each] for each in lists
         ]
     return lists
-
-
-def _number(value: float | None) -> float:
-    return np.nan if value is None else float(value)
