@@ -19,11 +19,11 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from feast_embeddings.materialize.files.staged import finish, replace_file, temporary
 from feast_embeddings.transformations import BehaviorContract
 from feast_embeddings.transformations.behaviors import raw_schema
+from feast_embeddings.transformations.sources import listed_again
 
 SOURCE, PARTITION, OFFSET, TICK = "_source", "_partition", "_offset", "_tick"
 ORIGIN: Final = pa.schema([(SOURCE, pa.string()), (PARTITION, pa.int32()), (OFFSET, pa.int64()), (TICK, pa.int64())])
@@ -86,11 +86,7 @@ def outermost(ranges: Sequence[tuple[int, int]]) -> list[bool]:
     ]
 
 
-# a compaction may put files into one, and remove them, between their listing and their reading
-_listed_again = retry(retry=retry_if_exception_type(FileNotFoundError), stop=stop_after_attempt(5), reraise=True)
-
-
-@_listed_again
+@listed_again
 def raw_rows(folder: Path, view: str, contract: BehaviorContract, kept: Callable[[pa.ChunkedArray], Any]) -> pa.Table:
     """Raw rows of the whole behavior log, but of appended ones only those whose tick is ``kept``: numbers → mask."""
     schema, listed = raw_schema(contract), parts_of(folder, view)
@@ -103,7 +99,7 @@ def raw_rows(folder: Path, view: str, contract: BehaviorContract, kept: Callable
     return pa.concat_tables([schema.empty_table(), *tables], promote_options="permissive")
 
 
-@_listed_again
+@listed_again
 def recent_rows(
     folder: Path, view: str, partitions: Sequence[int], unfinished: Sequence[int], most: int
 ) -> list[pa.Table]:
@@ -122,7 +118,7 @@ def recent_rows(
     return found[::-1]
 
 
-@_listed_again
+@listed_again
 def rows_of_ticks(folder: Path, view: str, numbers: list[int]) -> pa.Table | None:
     """The appended rows of some ticks; None where there is none."""
     wanted = pa.array(numbers, pa.int64())
@@ -166,7 +162,7 @@ def erased_in(schema: pa.Schema) -> Counter[int]:
     return Counter({int(tick): count for tick, count in json.loads(text).items()})
 
 
-@_listed_again
+@listed_again
 def erased_rows(folder: Path, view: str) -> Counter[int]:
     """Rows of each tick that were erased from a view's files."""
     return sum((erased_in(pq.read_schema(path)) for path in uncovered(parts_of(folder, view), view)), Counter[int]())

@@ -34,7 +34,7 @@ from feast_embeddings.materialize.files.appended import (
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, write_log
 from feast_embeddings.materialize.files.staged import replace_file
 from feast_embeddings.materialize.files.workspace import Workspace, behavior_log_of
-from feast_embeddings.materialize.ledger import Lease, Ledger, is_paused, lane_resource
+from feast_embeddings.materialize.ledger import Lease, Ledger, compaction_resource, is_paused
 from feast_embeddings.models.errors import LeaseError
 
 FEWEST: Final = 64
@@ -107,7 +107,7 @@ class Compaction:
     def run(self) -> Compacted:
         """Merge what is worth it; nothing where another worker is at it, or the stream is paused."""
         found = Compacted()
-        lease = Lease(self.ledger, lane_resource(self.project, self.view, "compaction"), 60)
+        lease = Lease(self.ledger, compaction_resource(self.project, self.view), 60)
         try:
             lease.acquire()
         except LeaseError:

@@ -3,6 +3,7 @@
 from feast_embeddings.materialize.ledger.follows import Follows
 from feast_embeddings.materialize.ledger.leases import (
     Lease,
+    compaction_resource,
     cutover_resource,
     held,
     holder,
@@ -46,6 +47,7 @@ __all__ = [
     "Retirements",
     "Tick",
     "Tombstones",
+    "compaction_resource",
     "cutover_resource",
     "held",
     "holder",

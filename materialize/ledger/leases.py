@@ -176,6 +176,11 @@ def lane_resource(project: str, view: str, lane: str) -> str:
     return f"{_lanes(project, view)} {lane}"
 
 
+def compaction_resource(project: str, view: str) -> str:
+    """Name of the lease on putting a stream's files together; held like a lane's, so a pause keeps it out."""
+    return lane_resource(project, view, "compaction")
+
+
 def pause_resource(project: str, view: str) -> str:
     """Name of the lease during which no lane of a view's stream is at work."""
     return f"pause of the stream of view {view!r} of project {project!r}"

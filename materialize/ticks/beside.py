@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 import torch
 
-from feast_embeddings.materialize.ledger import Ledger, held, lanes_held
+from feast_embeddings.materialize.ledger import Ledger, compaction_resource, held, holder, lanes_held
 from feast_embeddings.models.errors import StreamError
 
 _POLL_S: Final = 0.01
@@ -52,6 +52,12 @@ def settle(ledger: Ledger, project: str, view: str, still_ours: Callable[[], boo
                 f"Micro-batch {waiting[0].number} of view {view!r} was left open by a stopped worker, and no worker of "
                 "its stream is there to finish it: run `feast-embeddings stream` once, then the refresh again."
             )
+        time.sleep(_POLL_S)
+
+
+def wait_for_compaction(ledger: Ledger, project: str, view: str, still_ours: Callable[[], bool]) -> None:
+    """Wait for the compaction that began before a refresh was recorded: a later one leaves the behavior log alone."""
+    while still_ours() and holder(ledger, compaction_resource(project, view)) is not None:
         time.sleep(_POLL_S)
 
 

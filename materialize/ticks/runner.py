@@ -17,7 +17,7 @@ from feast_embeddings.materialize.files import BehaviorLog, Workspace
 from feast_embeddings.materialize.ledger import Lease, Tick, held, holder, new_owner, refresh_resource, view_resource
 from feast_embeddings.materialize.online import OnlineServer, read_manifest
 from feast_embeddings.materialize.ticks.agenda import Agenda
-from feast_embeddings.materialize.ticks.beside import T, gently, held_back, settle
+from feast_embeddings.materialize.ticks.beside import T, gently, held_back, settle, wait_for_compaction
 from feast_embeddings.materialize.ticks.compute import TicksOfView, UserTicks
 from feast_embeddings.materialize.ticks.cutover import Cutovers
 from feast_embeddings.materialize.ticks.items import Followed, ItemTicks
@@ -181,6 +181,7 @@ class Runner:
                 self._take_up_tick(ticks)
         if self.agenda.streamed:
             settle(self.ledger, self.server.project, self.spec.view, refreshes.still_ours, before)
+            wait_for_compaction(self.ledger, self.server.project, self.spec.view, refreshes.still_ours)
 
     # ── refreshes ────────────────────────────────────────────────────────────────────────────────────────
 

@@ -8,11 +8,13 @@ from functools import reduce
 from glob import glob
 from operator import and_
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
 from feast_embeddings.models.errors import BehaviorSourceError
 from feast_embeddings.models.types import Bools, Ids, Int64s
@@ -52,8 +54,11 @@ Bounds = tuple[int | None, int | None]
 """``from <= time < until`` in microseconds since the epoch, UTC; None is open."""
 
 _OPEN: Bounds = (None, None)
+listed_again: Final = retry(retry=retry_if_exception_type(FileNotFoundError), stop=stop_after_attempt(5), reraise=True)
+"""Lists files anew where some went, put together into one, between their listing and their reading."""
 
 
+@listed_again
 def read_behaviors(
     path: Place,
     contract: BehaviorContract,
@@ -154,6 +159,8 @@ def _open(path: Place, contract: BehaviorContract) -> ds.Dataset:
                 rows += parquet.metadata.num_rows
                 check_names(parquet.schema_arrow, file)
             schemas.append(_dataset([file], folder).schema)
+        except FileNotFoundError:
+            raise
         except (pa.ArrowInvalid, OSError) as error:
             raise BehaviorSourceError(
                 f"{file} is not a whole parquet file ({_first_line(error)}). Write it again, to a temporary name "
@@ -220,6 +227,8 @@ def _plain(field: pa.Field) -> pa.Field:
 def _scan(dataset: ds.Dataset, contract: BehaviorContract, wanted: ds.Expression | None, path: Place) -> pa.Table:
     try:
         return dataset.to_table(columns=list(contract.columns.values()), filter=wanted)
+    except FileNotFoundError:
+        raise
     except (pa.ArrowInvalid, OSError) as error:
         raise _damaged(path, error) from error
 

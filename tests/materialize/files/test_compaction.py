@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from stream_fixture import SINCE, by_hand, clicks, send, streamed
 
 from feast_embeddings.materialize.files.appended import part_range, parts_of, rows_of_ticks
 from feast_embeddings.materialize.files.compaction import Compacted, Compaction
-from feast_embeddings.materialize.ledger import paused
+from feast_embeddings.materialize.ledger import compaction_resource, held, paused
 from feast_embeddings.materialize.stream import replay_stream
+from feast_embeddings.materialize.ticks.milestones import listening
 from feast_embeddings.materialize.upkeep import forget
 
 pytestmark = pytest.mark.filterwarnings("ignore:Stream feature views are experimental:RuntimeWarning")
@@ -149,3 +151,28 @@ def test_who_is_forgotten_is_gone_from_files_merged_before_or_after(repo: SmallR
 def _appended(repo: SmallRepo) -> list[int]:
     parts = parts_of(repo.folder / "data" / "behaviors", "user_embedding")
     return [user for part in parts for user in pq.read_table(part, partitioning=None)["user"].to_pylist()]
+
+
+def test_a_refresh_reads_nothing_before_a_compaction_that_was_at_work_has_ended(repo: SmallRepo) -> None:
+    # given a compaction that is at work when a refresh is recorded
+    ledger, steps = repo.workspace.ledger, list[str]()
+    begun, ended = threading.Event(), threading.Event()
+
+    def compacting() -> None:
+        with held(ledger, compaction_resource(repo.project, "user_embedding")):
+            begun.set()
+            ended.wait(0.3)
+            steps.append("compacted")
+
+    def listener(step: str) -> None:
+        if step == "recorded":
+            other.start()
+            assert begun.wait(10)
+        steps.append(step)
+
+    other = threading.Thread(target=compacting)
+    with at(day(SINCE + 2)), listening(listener):
+        repo.run(day(SINCE + 2), refresh=True)
+    other.join()
+    # then the refresh has waited for it
+    assert steps.index("recorded") < steps.index("compacted") < steps.index("staged")

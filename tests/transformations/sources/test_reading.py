@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from feast_embeddings.models.errors import BehaviorSourceError
 from feast_embeddings.transformations import BehaviorContract, BehaviorType, CleaningRules, prepare, read_behaviors
+from feast_embeddings.transformations.sources import Files
 
 SECOND = 1_000_000
 START = 1_700_000_000 * SECOND
@@ -171,6 +172,25 @@ def test_entities_narrow_the_read(stored: Callable[..., Path], stored_ids: pa.Ar
     path = stored(rows([0, 1, 2], uid=stored_ids))
     table = read_behaviors(path, contract(entity_dtype=kind), entities=asked)
     assert table["sku"].to_pylist() == [1]
+
+
+def test_files_put_together_between_their_listing_and_their_reading_are_read_as_one(tmp_path: Path) -> None:
+    # given two small files, which a stream's compaction puts into one just when a reader has listed them
+    small = [tmp_path / "1.parquet", tmp_path / "2.parquet"]
+    for number, path in enumerate(small):
+        pq.write_table(rows([number, number + 10]), path)
+    wanted = sorted(read_behaviors(tmp_path, contract())["at"].to_pylist())
+
+    def compacting(path: Path) -> bool:
+        if path == small[-1] and path.exists():
+            pq.write_table(pa.concat_tables(map(pq.read_table, small)), tmp_path / "1-2.parquet")
+            for each in small:
+                each.unlink()
+        return False
+
+    # then the reader finds every row, once
+    assert sorted(read_behaviors(Files(str(tmp_path), compacting), contract())["at"].to_pylist()) == wanted
+    assert [path.name for path in tmp_path.iterdir()] == ["1-2.parquet"]
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
