@@ -146,6 +146,7 @@ def main() -> int:
     parser.add_argument("--max-events", type=int, default=2000)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    load_before = os.getloadavg()
     from online import machine
     from servers_fixture import BINARIES, running
     from stream import declared
@@ -158,7 +159,7 @@ def main() -> int:
         declared(folder, server.port)
         found = measure(folder, server.port, options)
         os.chdir(ROOT)
-    results = {"users": options.users, "rate": options.rate, **found, "machine": machine()}
+    results = {"users": options.users, "rate": options.rate, **found, "machine": machine(load_before)}
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     table = Table(title=f"Clicks of a stream, {options.rate}/s", title_justify="left")
     for column in ("", "p50 s", "p99 s", "longest s", "median by third, s"):

@@ -31,7 +31,7 @@ from feast_embeddings.materialize.files.appended import (
     range_name,
     write_rows,
 )
-from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, write_log
+from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, ticks_in, write_log
 from feast_embeddings.materialize.files.staged import replace_file
 from feast_embeddings.materialize.files.workspace import Workspace, behavior_log_of
 from feast_embeddings.materialize.ledger import Lease, Ledger, compaction_resource, is_paused
@@ -201,12 +201,8 @@ class Compaction:
 
 def _logged(path: Path) -> tuple[_File | None, str]:
     """A file of the embedding log by the ticks it covers, and its fill."""
-    numbers, dot, fill = path.stem.partition(".")
-    if dot:
-        first, _, last = numbers.partition("-")
-        return _File(path, int(first), int(last)), fill
-    number, _, fill = path.stem.partition("-")
-    return (_File(path, int(number), int(number)), fill) if number.isdigit() and fill != "empty" else (None, fill)
+    fill = path.stem.partition(".")[2] or path.stem.partition("-")[2]
+    return (None if fill == "empty" else _File(path, *ticks_in(path))), fill
 
 
 def _uncovered(files: Sequence[_File]) -> list[_File]:

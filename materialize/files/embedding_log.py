@@ -246,6 +246,13 @@ class EmbeddingLog(StagedFiles):
         return self.folder / ("live" if live else "retained") / f"{stamp.tick:010d}-{stamp.fill}.parquet"
 
 
+def ticks_in(path: Path) -> tuple[int, int]:
+    """First and last tick of a file of the log, by its name."""
+    numbers, merged, _ = path.stem.partition(".")
+    first, _, last = numbers.partition("-")
+    return int(first), int(last) if merged else int(first)
+
+
 def write_log(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
     """Write rows of an embedding log as one file, a row group per table."""
     # A dictionary of floats saves nothing, and costs most of the time.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 import os
 import threading
 import time
@@ -18,6 +19,9 @@ from feast_embeddings.materialize.ledger import Ledger, compaction_resource, hel
 from feast_embeddings.models.errors import StreamError
 
 _POLL_S: Final = 0.01
+_SHORT_ROUND_S: Final = 0.3
+_NO_SHORTER: Final = 0.8
+"""A round that took more of the time of the one before is no shorter."""
 ALONE_S: Final = 60.0
 """How long a micro-batch may be open that no worker is there for."""
 
@@ -28,9 +32,9 @@ def hold_resource(project: str, view: str) -> str:
 
 
 @contextmanager
-def held_back(ledger: Ledger, project: str, view: str, owner: str) -> Iterator[None]:
-    """Hold micro-batches back for the length of a ``with`` block; behaviors wait in the source, workers stay there."""
-    with held(ledger, hold_resource(project, view), owner=owner):
+def held_back(ledger: Ledger, project: str, view: str) -> Iterator[None]:
+    """Let no micro-batch begin for the length of a ``with`` block: behaviors wait in the source, workers stay there."""
+    with held(ledger, hold_resource(project, view), wait_s=ALONE_S):
         yield
 
 
@@ -61,16 +65,35 @@ def wait_for_compaction(ledger: Ledger, project: str, view: str, still_ours: Cal
         time.sleep(_POLL_S)
 
 
+def in_rounds(apply: Callable[[], int]) -> None:
+    """Apply what goes on meanwhile, in rounds, until little is left for a last one, for which it is held back.
+
+    A stream never stops: the last round before it is held is a short one, or one that took about as long as the one
+    before, because the stream leaves no more of the processors. ``apply`` returns how much there was.
+    """
+    before = math.inf
+    while True:
+        began = time.monotonic()
+        found = apply()
+        took = time.monotonic() - began
+        if not found or took < _SHORT_ROUND_S or took > _NO_SHORTER * before:
+            return
+        before = took
+
+
 T = TypeVar("T")
 NICER: Final = 10
 """By how much such work is nicer than its process."""
 
 
-def gently(work: Callable[[], T]) -> T:
+def gently(work: Callable[[], T], *, streamed: bool) -> T:
     """Do ``work`` in a thread of lower priority, which computes in one thread only; returns what it returns.
 
-    Where threads have no priority of their own (it is Linux that gives them one), only the second is true.
+    Where threads have no priority of their own (it is Linux that gives them one), only the second is true; where
+    nothing is ``streamed`` that would have to wait, the work is done as it is.
     """
+    if not streamed:
+        return work()
     done: Future[T] = Future()
     context = contextvars.copy_context()
 

@@ -8,7 +8,7 @@ until the background comes to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 import numpy as np
 from feast.infra.registry.base_registry import BaseRegistry
@@ -17,6 +17,7 @@ from feast_embeddings.materialize.declare import EmbeddingSpec, encoder_specs
 from feast_embeddings.materialize.files import CaughtUp, EmbeddingLog, LogStamp, Workspace, newest_rows_at_once
 from feast_embeddings.materialize.ledger import Fill, Generation, Lease, cutover_resource, held
 from feast_embeddings.materialize.online import FillRef, Manifest, OnlineServer, publish_manifest, read_manifest
+from feast_embeddings.materialize.ticks.beside import gently, held_back, in_rounds
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.models.errors import SpaceError
 from feast_embeddings.transformations.behaviors import concat_ids
@@ -105,11 +106,27 @@ class Cutovers:
         lease.check()
         ready = [fills[name] for name in generation.fills.values() if fills[name].state == "ready"]
         cutover_us = self.ledger.begin_cutover(generation)
-        logged = {fill.fill: self._log(specs[fill.view], fill, cutover_us) for fill in ready}
+        logged: dict[str, set[int]] = {}
+
+        def log_meanwhile() -> int:
+            """Log what ticks went on to make of the new fills."""
+            found = {fill.fill: self._log_later(specs[fill.view], fill, logged[fill.fill]) for fill in ready}
+            for name, numbers in found.items():
+                logged[name] |= numbers
+            return sum(map(len, found.values()))
+
+        def log_all() -> None:
+            logged.update({fill.fill: self._log(specs[fill.view], fill, cutover_us) for fill in ready})
+            in_rounds(log_meanwhile)
+
+        gently(log_all, streamed=any(self.ledger.stream_end_us(fill.view) is not None for fill in ready))
         reached("cutover-logged")
-        while not self.ledger.finish_cutover(generation, cutover_us, states, logged):
-            for fill in ready:  # ticks of a stream went on into it
-                logged[fill.fill] |= self._log_later(specs[fill.view], fill, logged[fill.fill])
+        with ExitStack() as stack:
+            for fill in ready:
+                stack.enter_context(held_back(self.ledger, self.server.project, fill.view))
+            log_meanwhile()
+            while not self.ledger.finish_cutover(generation, cutover_us, states, logged):
+                log_meanwhile()
         for name in generation.fills.values():
             log = self.workspace.log(specs[fills[name].view])
             log.drop_staged(fills[name].tick, [name])
@@ -128,7 +145,7 @@ class Cutovers:
         """Log what ticks have made of a new fill since, which were published after it; numbers of those ticks."""
         log = self.workspace.log(spec)
         found = {tick.number for tick in self.ledger.ticks_after(spec.view, fill.tick)} - known
-        for rows in _ticked(log, fill.fill, found):
+        for rows in _ticked(log, fill.fill, found) if found else ():
             log.publish_caught_up(rows, self._stamps(spec, fill, None))
         return found
 
@@ -154,7 +171,9 @@ class Cutovers:
 
 def _ticked(log: EmbeddingLog, fill: str, ticks: set[int] | None = None) -> Iterator[CaughtUp]:
     """What ticks made of a fill since it receives them itself, by the log; of some ticks, or of all."""
-    found = [rows for rows in newest_rows_at_once(log, fill, "retained") if ticks is None or rows.tick in ticks]
+    since = 0 if ticks is None else min(ticks)
+    found = newest_rows_at_once(log, fill, "retained", since)
+    found = [rows for rows in found if ticks is None or rows.tick in ticks]
     if found:
         numbers = [np.full(len(rows.ids), rows.tick, np.int64) for rows in found]
         ids, vectors = concat_ids([rows.ids for rows in found]), np.concatenate([rows.vectors for rows in found])

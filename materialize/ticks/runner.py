@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from feast_embeddings.materialize.files import BehaviorLog, Workspace
 from feast_embeddings.materialize.ledger import Lease, Tick, held, holder, new_owner, refresh_resource, view_resource
 from feast_embeddings.materialize.online import OnlineServer, read_manifest
 from feast_embeddings.materialize.ticks.agenda import Agenda
-from feast_embeddings.materialize.ticks.beside import T, gently, held_back, settle, wait_for_compaction
+from feast_embeddings.materialize.ticks.beside import gently, held_back, in_rounds, settle, wait_for_compaction
 from feast_embeddings.materialize.ticks.compute import TicksOfView, UserTicks
 from feast_embeddings.materialize.ticks.cutover import Cutovers
 from feast_embeddings.materialize.ticks.items import Followed, ItemTicks
@@ -29,9 +27,6 @@ from feast_embeddings.models.errors import LeaseError, OnlineStoreError, Overtak
 
 TICKS_WAIT_S: Final = 600.0
 """How long a refresh waits for a job that runs ticks, catching up with it meanwhile."""
-NO_SHORTER: Final = 0.8
-SHORT_ROUND_S: Final = 0.3
-"""A round of catching up with a stream that takes no longer leaves little to the last one, for which it is held."""
 LAST_ROUND_WAIT_S: Final = 120.0
 """How long a job that runs ticks waits for the last round of a refresh."""
 
@@ -199,45 +194,21 @@ class Runner:
     def _finish_refresh(self, refreshes: Refreshes, tick: Tick, ticks: TicksOfView | None) -> None:
         """Make the fill, catch up, cut over. ``ticks`` where the job holds the lease of the ticks already."""
         self._settle(refreshes, tick.number, ticking=ticks is not None)
-        recorded, work = tick, gently if self.agenda.streamed else _at_once
-        tick = work(lambda: refreshes.write(recorded))
-        work(lambda: self._catch_up(refreshes))
+        recorded, streamed = tick, self.agenda.streamed
+        tick = gently(lambda: refreshes.write(recorded), streamed=streamed)
+        gently(lambda: in_rounds(refreshes.catch_up), streamed=streamed)
         with ExitStack() as stack:
             if ticks is None:
                 ticks = stack.enter_context(self._ticking(self._owner, TICKS_WAIT_S, lambda: refreshes.catch_up() >= 0))
                 self._take_up_tick(ticks)
-            with self._stream_held(refreshes):
+            with held_back(self.ledger, self.server.project, self.spec.view):
+                settle(self.ledger, self.server.project, self.spec.view, refreshes.still_ours)
                 while refreshes.catch_up():
                     pass
                 tick = refreshes.make_ready(tick)
             self.outcome.add(tick)
             space = self.ledger.fill(tick.fills[0]).space
             self.outcome.notice(self.cutovers.attempt(self.spec.encoder, space))
-
-    def _catch_up(self, refreshes: Refreshes) -> None:
-        """Catch up with the ticks that are published meanwhile.
-
-        A stream never stops: the last round before it is held is a short one, or one that took about as long as the one
-        before, because the stream leaves no more of the processors.
-        """
-        before = math.inf
-        while True:
-            began = time.monotonic()
-            found = refreshes.catch_up()
-            took = time.monotonic() - began
-            if not found or (self.agenda.streamed and (took < SHORT_ROUND_S or took > NO_SHORTER * before)):
-                return
-            before = took
-
-    @contextmanager
-    def _stream_held(self, refreshes: Refreshes) -> Iterator[None]:
-        """Hold the view's micro-batches back, where a stream feeds it; those at work are waited for."""
-        if not self.agenda.streamed:
-            yield
-            return
-        with held_back(self.ledger, self.server.project, self.spec.view, self._owner):
-            settle(self.ledger, self.server.project, self.spec.view, refreshes.still_ours)
-            yield
 
     def _take_up_refresh(self, refreshes: Refreshes, ticks: TicksOfView | None) -> Tick | None:
         """Finish the refresh, or the cutover, that a stopped job left; returns the refresh."""
@@ -351,7 +322,3 @@ def _source(workspace: Workspace, project: str, registry: BaseRegistry, spec: Em
     if spec.tower == "item":
         return None
     return workspace.behavior_log(registry, project, spec)
-
-
-def _at_once(work: Callable[[], T]) -> T:
-    return work()

@@ -11,10 +11,13 @@ from repo_fixture import HOUR, USERS, MakeRepo, SmallRepo, StoppedError, at, day
 from stream_fixture import PARTITIONS, SINCE, behavior, by_hand, clicks, send, streamed
 
 from feast_embeddings.materialize.files import PoisonMessages
+from feast_embeddings.materialize.ledger import Ledger
 from feast_embeddings.materialize.online import stream_key
+from feast_embeddings.materialize.stream import replay_stream
 from feast_embeddings.materialize.stream.judge import TOO_LATE
 from feast_embeddings.materialize.stream.push import append_behaviors
 from feast_embeddings.materialize.ticks import held_back
+from feast_embeddings.materialize.ticks.milestones import listening
 from feast_embeddings.models.errors import HeldError
 from feast_embeddings.transformations import Histories
 
@@ -136,13 +139,49 @@ def test_no_micro_batch_is_recorded_while_a_refresh_holds_them_back(make_repo: M
     send(repo, clicks(20, 1, SINCE, SINCE + 0.5))
     ledger = repo.workspace.ledger
     with at(day(SINCE + 1)), by_hand(repo) as lane:
-        with held_back(ledger, repo.project, "user_embedding", "a refresh:1:x"), pytest.raises(HeldError):
+        with held_back(ledger, repo.project, "user_embedding"), pytest.raises(HeldError):
             lane.tick()
         assert ledger.micro_batches("user_embedding") == ledger.open_micro_batches("user_embedding") == []
     with at(day(SINCE + 1)), by_hand(repo) as lane:
         while lane.tick() is not None:
             pass
     assert totals(repo)["applied"] == 20
+
+
+def test_a_cutover_ends_however_busy_the_stream_is(make_repo: MakeRepo, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a stream that has something to apply whenever a cutover looks
+    repo = streamed(make_repo)
+    finish_cutover, outcomes = Ledger.finish_cutover, list[str]()
+
+    with at(day(SINCE + 2)) as clock, by_hand(repo) as lane:
+
+        def tick() -> str:
+            send(repo, clicks(3, len(outcomes) + 1, SINCE + 1, SINCE + 2))
+            clock.advance(1_000_000)
+            try:
+                lane.tick()
+            except HeldError:
+                return "held"
+            return "applied"
+
+        def finish(*arguments: Any, **named: Any) -> bool:
+            outcomes.append(tick())
+            return finish_cutover(*arguments, **named)
+
+        def listener(step: str) -> None:
+            if step in ("cutover-switched", "cutover-logged"):
+                outcomes.append(tick())
+
+        tick()
+        monkeypatch.setattr(Ledger, "finish_cutover", finish)
+        repo.encode_with(tiny_encoder(2))
+        with listening(listener):
+            repo.run(day(SINCE + 2), "item_embedding", refresh=True)
+            repo.run(day(SINCE + 2), refresh=True)
+    # then it is held back for the last moment alone, and what it applied before is live, to the bit
+    assert outcomes == ["applied", "applied", "held"]
+    assert [fill.space for fill in repo.fills("live")] != [fill.space for fill in repo.fills("retained")]
+    assert all(not each.diverged for each in replay_stream(repo.store))
 
 
 def test_order_within_and_between_micro_batches_does_not_count(make_repo: MakeRepo) -> None:
