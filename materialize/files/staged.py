@@ -133,21 +133,31 @@ class StagedFiles:
 
     # ── of a fill that is still being made ───────────────────────────────────────────────────────────────
 
-    def stage_caught_up(self, fill: str, rows: CaughtUp) -> None:
-        """Stage what ticks make of a fill that is still being made, under the last one's number; as :meth:`stage`."""
+    def stage_caught_up(self, fill: str, rows: CaughtUp) -> CaughtUp:
+        """Stage what ticks make of a fill that is still being made, under the last one's number; as :meth:`stage`.
+
+        Returns:
+            What is staged there: these rows, or those of whoever came first.
+
+        Raises:
+            LedgerError: The file that stands there is not whole.
+        """
         table = self._vector_table(rows.ids, rows.vectors).append_column("tick", pa.array(rows.tick, pa.int64()))
         known = {_TICKS: json.dumps(list(rows.ticks)).encode()}
-        create(self._caught_up_path(fill, max(rows.ticks)), table.replace_schema_metadata(known))
+        path = self._caught_up_path(fill, max(rows.ticks))
+        create(path, table.replace_schema_metadata(known))
+        staged = _read_caught_up(path)
+        if staged is None:
+            raise LedgerError(f"{path} is not whole: remove it, and run the refresh again.")
+        return staged
 
     def caught_up(self, fill: str) -> Iterator[CaughtUp]:
         """What was staged for a fill while it was made, in the order of the ticks."""
         end = f"-{fill}{CAUGHT_UP}.arrow"
         for path in sorted(path for path in self.folder.glob("staged/*.arrow") if path.name[10:] == end):
-            table = read_ipc(path)
-            if table is not None:
-                ticks = json.loads(table.schema.metadata[_TICKS])
-                numbers = np.asarray(table["tick"].to_numpy(), np.int64)
-                yield CaughtUp(ids_of(table["id"]), matrix_of(table["embedding"]), numbers, tuple(ticks))
+            staged = _read_caught_up(path)
+            if staged is not None:
+                yield staged
 
     def drop_caught_up(self, fill: str) -> None:
         """Remove what was staged for a fill while it was made; the log holds its rows."""
@@ -297,6 +307,15 @@ def write_ipc(table: pa.Table, path: Path) -> None:
     """Write an Arrow file."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
+
+
+def _read_caught_up(path: Path) -> CaughtUp | None:
+    table = read_ipc(path)
+    if table is None:
+        return None
+    ticks = json.loads(table.schema.metadata[_TICKS])
+    numbers = np.asarray(table["tick"].to_numpy(), np.int64)
+    return CaughtUp(ids_of(table["id"]), matrix_of(table["embedding"]), numbers, tuple(ticks))
 
 
 def read_ipc(path: Path) -> pa.Table | None:

@@ -1,6 +1,6 @@
 """What is in Redis: the server of a feature repo, fills and histories guarded by their ticks, manifests, removal."""
 
-from feast_embeddings.materialize.online.commands import Strings, queue_hmgets, reads
+from feast_embeddings.materialize.online.commands import Strings, call_script, queue_hmgets, reads
 from feast_embeddings.materialize.online.embedded import HASHES, client_name, detach, detach_all, embedded_server
 from feast_embeddings.materialize.online.fills import (
     FillRows,
@@ -12,6 +12,7 @@ from feast_embeddings.materialize.online.fills import (
     write_fill,
     write_history,
 )
+from feast_embeddings.materialize.online.guarded_write import TickStamp, event_times, stock_timestamp
 from feast_embeddings.materialize.online.keys import (
     FillPlace,
     HistoryPlace,
@@ -38,9 +39,7 @@ from feast_embeddings.materialize.online.removal import (
     remove_records,
     remove_view,
 )
-from feast_embeddings.materialize.online.scripts import call_script
 from feast_embeddings.materialize.online.server import OnlineOptions, OnlineServer
-from feast_embeddings.materialize.online.tick_stamps import TickStamp, event_times, stock_timestamp
 from feast_embeddings.materialize.online.versions import (
     MOST_IDS,
     VERSIONS_KEPT,

@@ -1,12 +1,16 @@
-"""Many reads in one round trip: commands laid out as bytes at once, their replies parsed by hiredis.
+"""Few round trips: Lua scripts, each call of which is atomic in Redis, and many reads at once, parsed by hiredis.
 
-redis-py's pipeline spends several microseconds per command on its own account; this spends under one, and nothing
-per row on keys that stand in a matrix. Layout: https://redis.io/docs/latest/develop/reference/protocol-spec/.
+redis-py's pipeline spends several microseconds per command on its own account; reads that are laid out as bytes at once
+spend under one, and nothing per row on keys that stand in a matrix.
+Layout: https://redis.io/docs/latest/develop/reference/protocol-spec/.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
 from typing import Any, Final
 
 import hiredis
@@ -137,3 +141,23 @@ def rows_as_bytes(matrix: npt.NDArray[np.uint8]) -> list[bytes]:
     """One ``bytes`` per row of a uint8 matrix [n, width], width > 0."""
     rows = np.ascontiguousarray(matrix).view(f"V{matrix.shape[1]}")
     return rows.ravel().tolist()
+
+
+def call_script(client: Any, name: str, script_keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
+    """Runs the script in file ``name``, sending its text only to a server that does not know it yet.
+
+    Raises:
+        redis.RedisError: The server cannot be reached, or refuses.
+    """
+    text, digest = script(name)
+    try:
+        return client.evalsha(digest, len(script_keys), *script_keys, *arguments)
+    except redis.exceptions.NoScriptError:
+        return client.eval(text, len(script_keys), *script_keys, *arguments)
+
+
+@lru_cache
+def script(name: str) -> tuple[str, str]:
+    """Text of the script in file ``name``, and the digest by which servers know it."""
+    text = files("feast_embeddings.materialize.online").joinpath(name).read_text(encoding="utf-8")
+    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

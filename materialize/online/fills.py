@@ -15,14 +15,12 @@ import numpy.typing as npt
 
 from feast_embeddings.materialize.declare import Storage, holds
 from feast_embeddings.materialize.online import keys, wire
-from feast_embeddings.materialize.online.commands import queue_hmgets, reads
-from feast_embeddings.materialize.online.guarded_write import OnChunk, write_guarded
+from feast_embeddings.materialize.online.commands import call_script, queue_hmgets, reads
+from feast_embeddings.materialize.online.guarded_write import OnChunk, TickStamp, decode_stamps, write_guarded
 from feast_embeddings.materialize.online.keys import FillPlace, HistoryPlace
 from feast_embeddings.materialize.online.manifest import Manifest
 from feast_embeddings.materialize.online.removal import entity_batches
-from feast_embeddings.materialize.online.scripts import call_script
 from feast_embeddings.materialize.online.server import OnlineServer
-from feast_embeddings.materialize.online.tick_stamps import TickStamp, decode_stamps
 from feast_embeddings.materialize.online.versions import record_change
 from feast_embeddings.models.encoder import HistoryBatch
 from feast_embeddings.models.errors import OnlineStoreError

@@ -77,7 +77,7 @@ def feature_field(name: str, feature: str) -> bytes:
 
 
 def timestamp_field(name: str) -> bytes:
-    """Hash field of the event timestamp of ``name``; where ticks write, a stamp with their number (tick_stamps.py)."""
+    """Hash field of the event timestamp of ``name``; where ticks write, a stamp with their number."""
     return f"_ts:{name}".encode()
 
 

@@ -14,9 +14,8 @@ from typing import Final
 import numpy as np
 
 from feast_embeddings.materialize.online import keys
-from feast_embeddings.materialize.online.commands import reads
+from feast_embeddings.materialize.online.commands import call_script, reads
 from feast_embeddings.materialize.online.manifest import Manifest
-from feast_embeddings.materialize.online.scripts import call_script
 from feast_embeddings.materialize.online.server import OnlineServer
 from feast_embeddings.models.types import Ids
 

@@ -14,7 +14,6 @@ from feast import FeatureStore
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.declare import EmbeddingSpec, Incremental, blend, ticks_of, user_spec
 from feast_embeddings.materialize.files import (
-    TICK,
     BehaviorLog,
     Workspace,
     behavior_log_of,
@@ -22,7 +21,6 @@ from feast_embeddings.materialize.files import (
     newest_rows,
     parts_folder,
     raw_rows,
-    rows_of_ticks,
 )
 from feast_embeddings.materialize.ledger import RECEIVING, Fill, Tick
 from feast_embeddings.materialize.online import FillPlace, OnlineServer, read_fill
@@ -30,7 +28,6 @@ from feast_embeddings.models import HistoryBatch
 from feast_embeddings.models.errors import LedgerError
 from feast_embeddings.models.types import Float32s, Ids, Int64s
 from feast_embeddings.transformations import Behaviors, Histories, extend, prepare
-from feast_embeddings.transformations.behaviors import raw_schema, validate
 from feast_embeddings.transformations.views import EMBEDDING
 
 Row = tuple[int | str, bytes]
@@ -132,16 +129,11 @@ class _Replay:
 
     def _members(self) -> dict[int, pa.Table]:
         """Canonical rows by tick."""
-        table = rows_of_ticks(self.folder, self.spec.view, [tick.number for tick in self.ticks])
-        if table is None:
-            return {}
-        numbers, starts = np.unique(table[TICK].to_numpy(), return_index=True)
-        ends = [*starts[1:].tolist(), len(table)]
-        raw = table.select(raw_schema(self.log.contract).names)
-        return {
-            int(number): validate(raw.slice(start, end - start), self.log.contract, np.iinfo(np.int64).max).table
-            for number, start, end in zip(numbers, starts.tolist(), ends, strict=True)
-        }
+        table, numbers = self.log.members_of(self.ticks)
+        order = np.argsort(numbers, kind="stable")
+        found, starts = np.unique(numbers[order], return_index=True)
+        bounds = zip(found.tolist(), np.split(order, starts[1:]), strict=True) if len(found) else ()
+        return {number: table.take(pa.array(rows)) for number, rows in bounds}
 
     def _tick(self, tick: Tick, rows: pa.Table, replayed: Replayed) -> None:
         behaviors = Behaviors(rows)

@@ -4,9 +4,8 @@ from feast_embeddings.materialize.ticks.activity import write_activity
 from feast_embeddings.materialize.ticks.beside import held_back, hold_resource
 from feast_embeddings.materialize.ticks.compute import UserVectors
 from feast_embeddings.materialize.ticks.cutover import Cutovers, manifest_of
-from feast_embeddings.materialize.ticks.milestones import CUTOVER, RETIREMENT, TICK, listening, reached
+from feast_embeddings.materialize.ticks.milestones import CUTOVER, RETIREMENT, TICK, listening, progress, reached
 from feast_embeddings.materialize.ticks.pipeline import Pipeline
-from feast_embeddings.materialize.ticks.progress import progress
 from feast_embeddings.materialize.ticks.runner import Outcome, Runner
 from feast_embeddings.materialize.ticks.view_work import ViewWork
 

@@ -12,7 +12,7 @@ from feast_embeddings.materialize.clock import now_us, us_of
 from feast_embeddings.materialize.declare import source_of
 from feast_embeddings.materialize.files import BehaviorLog, Workspace
 from feast_embeddings.materialize.ledger import held, view_resource
-from feast_embeddings.materialize.ticks.progress import counter
+from feast_embeddings.materialize.ticks.milestones import counter
 from feast_embeddings.transformations import activity, activity_spec_of, behaviors_name_of
 
 _CHUNK_ROWS = 2_000

@@ -80,11 +80,9 @@ class CatchUp:
         own = [tick for tick in ticks if not tick.bridges(self.refresh)]
         if not own:
             return
-        self.work.log.stage_caught_up(self.fill.fill, self._computed(own))
+        staged = self.work.log.stage_caught_up(self.fill.fill, self._computed(own))
         reached("caught-up-staged")
-        last = max(tick.number for tick in own)
-        (rows,) = [rows for rows in self.work.log.caught_up(self.fill.fill) if max(rows.ticks) == last]
-        self._write(rows)
+        self._write(staged)
         reached("caught-up")
 
     def _write(self, rows: CaughtUp) -> None:

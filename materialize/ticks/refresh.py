@@ -14,10 +14,9 @@ import pyarrow as pa
 from feast_embeddings.materialize.files import BehaviorLog, Digest, counts_of
 from feast_embeddings.materialize.ledger import NEVER, Tick, Tombstones
 from feast_embeddings.materialize.ticks.catch_up import CatchUp
-from feast_embeddings.materialize.ticks.membership import ByTime
-from feast_embeddings.materialize.ticks.milestones import reached
+from feast_embeddings.materialize.ticks.compute import ByTime
+from feast_embeddings.materialize.ticks.milestones import counter, reached
 from feast_embeddings.materialize.ticks.pipeline import Pipeline
-from feast_embeddings.materialize.ticks.progress import counter
 from feast_embeddings.materialize.ticks.ranges import snapshot
 from feast_embeddings.materialize.ticks.view_work import ENCODE_ROWS, ViewWork
 from feast_embeddings.models import Encoder

@@ -19,8 +19,7 @@ from feast_embeddings.materialize.ticks.beside import gently, held_back, in_roun
 from feast_embeddings.materialize.ticks.compute import TicksOfView, UserTicks
 from feast_embeddings.materialize.ticks.cutover import Cutovers
 from feast_embeddings.materialize.ticks.items import Followed, ItemTicks
-from feast_embeddings.materialize.ticks.milestones import reached
-from feast_embeddings.materialize.ticks.progress import counter
+from feast_embeddings.materialize.ticks.milestones import counter, reached
 from feast_embeddings.materialize.ticks.refresh import Refreshes
 from feast_embeddings.materialize.ticks.view_work import ViewWork
 from feast_embeddings.models.errors import LeaseError, OnlineStoreError, OvertakenError, TickError

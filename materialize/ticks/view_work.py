@@ -20,8 +20,7 @@ from feast_embeddings.materialize.online import (
     write_fill,
     write_history,
 )
-from feast_embeddings.materialize.ticks.milestones import reached
-from feast_embeddings.materialize.ticks.progress import counter
+from feast_embeddings.materialize.ticks.milestones import counter, reached
 from feast_embeddings.models import Encoder, HistoryBatch
 from feast_embeddings.models.errors import DeclarationError, OvertakenError
 from feast_embeddings.models.types import Float32s, Ids

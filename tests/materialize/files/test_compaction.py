@@ -17,7 +17,7 @@ from feast_embeddings.materialize.files.appended import part_range, parts_of, ro
 from feast_embeddings.materialize.files.compaction import Compacted, Compaction
 from feast_embeddings.materialize.ledger import compaction_resource, held, paused
 from feast_embeddings.materialize.stream import replay_stream
-from feast_embeddings.materialize.ticks.milestones import listening
+from feast_embeddings.materialize.ticks import listening
 from feast_embeddings.materialize.upkeep import forget
 
 pytestmark = pytest.mark.filterwarnings("ignore:Stream feature views are experimental:RuntimeWarning")

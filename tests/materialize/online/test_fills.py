@@ -30,11 +30,11 @@ from feast_embeddings.materialize.online.fills import (
     write_fill,
     write_history,
 )
+from feast_embeddings.materialize.online.guarded_write import TickStamp
 from feast_embeddings.materialize.online.keys import FillPlace, HistoryPlace
 from feast_embeddings.materialize.online.manifest import FillRef, Manifest
 from feast_embeddings.materialize.online.removal import remove_fill
 from feast_embeddings.materialize.online.server import OnlineServer
-from feast_embeddings.materialize.online.tick_stamps import TickStamp
 from feast_embeddings.models.encoder import HistoryBatch
 from feast_embeddings.models.errors import OnlineStoreError, SpaceError
 

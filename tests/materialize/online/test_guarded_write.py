@@ -10,9 +10,9 @@ from online_fixture import another_process
 
 from feast_embeddings.materialize.online import guarded_write, keys
 from feast_embeddings.materialize.online.fills import read_fill, write_fill
+from feast_embeddings.materialize.online.guarded_write import TickStamp
 from feast_embeddings.materialize.online.keys import FillPlace
 from feast_embeddings.materialize.online.server import OnlineServer
-from feast_embeddings.materialize.online.tick_stamps import TickStamp
 from feast_embeddings.models.errors import OnlineStoreError
 
 START = 1_700_000_000_000_000

@@ -16,8 +16,7 @@ from feast_embeddings.materialize.online import stream_key
 from feast_embeddings.materialize.stream import replay_stream
 from feast_embeddings.materialize.stream.judge import TOO_LATE
 from feast_embeddings.materialize.stream.push import append_behaviors
-from feast_embeddings.materialize.ticks import held_back
-from feast_embeddings.materialize.ticks.milestones import listening
+from feast_embeddings.materialize.ticks import held_back, listening
 from feast_embeddings.models.errors import HeldError
 from feast_embeddings.transformations import Histories
 
