@@ -1,7 +1,7 @@
 -- Writes rows of one tick, each only if the stored tick is older: a retry or a slow worker changes nothing.
 -- The whole call is atomic. Values stand feature by feature: #KEYS of the first, #KEYS of the second, ...
 -- KEYS  entity keys
--- ARGV  tick, stamp field, its value (tick_stamps.py: the tick is the first half of its last 16 bytes),
+-- ARGV  tick, stamp field, its value (guarded_write.py: the tick is the first half of its last 16 bytes),
 --       ttl in seconds or 0, number of features f, f feature fields, f * #KEYS values
 -- Returns the number of rows written.
 local call, unpacked, rows = redis.call, struct.unpack, #KEYS

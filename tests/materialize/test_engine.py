@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import subprocess
@@ -17,15 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from click.testing import CliRunner
 from feast import FeatureStore
-from feast.cli.cli import cli
+from initialized import feast, initialized, standing_in
 
-from feast_embeddings.materialize.demo import write_repo, write_shop
 from feast_embeddings.materialize.files import Workspace
-from feast_embeddings.materialize.online import detach
-from feast_embeddings.models import ItemIndex, SequenceConfig, SequenceEncoder, save_encoder
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 FEAST = Path(sys.executable).with_name("feast")
@@ -34,33 +28,16 @@ FEAST = Path(sys.executable).with_name("feast")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The scaffold, with a few users and an encoder of random weights; the process stands in it."""
-    here = Path.cwd()
-    repo = write_repo(
-        tmp_path_factory.mktemp("engine") / "shop",
-        data=lambda path: write_shop(path, users=20, items=24, days=12, end_us=round(NOW.timestamp() * 1_000_000)),
-    )
-    torch.manual_seed(1)
-    config = SequenceConfig(dim=64, context=10, blocks=1, heads=1, hidden=8)
-    items = ItemIndex(np.arange(1_001, 1_025))
-    save_encoder(SequenceEncoder(config, ("view", "cart", "purchase", "coupon"), items), repo / "data/encoders/main")
-    os.chdir(repo)
-    yield repo
-    detach(repo / "data" / "valkey")
-    os.chdir(here)
+    with standing_in(
+        initialized(tmp_path_factory.mktemp("engine") / "shop", round(NOW.timestamp() * 1_000_000))
+    ) as repo:
+        yield repo
 
 
 def _feast(folder: Path, *arguments: str) -> str:
     done = subprocess.run([FEAST, *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def _feast_here(*arguments: str) -> str:
-    """The same command in this process: importing Feast and torch anew takes longer than most of them."""
-    sys.modules.pop("definitions", None)
-    done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
-    assert done.exit_code == 0
-    return done.output
 
 
 def _iso(days_ago: float) -> str:
@@ -86,7 +63,7 @@ def applied(folder: Path) -> FeatureStore:
 def materialized(folder: Path, applied: FeatureStore) -> tuple[FeatureStore, str, str]:
     """After `feast materialize`, then `feast materialize-incremental`; what they printed."""
     first = _feast(folder, "materialize", _iso(400), _iso(2))
-    return applied, first, _feast_here("materialize-incremental", _iso(0))
+    return applied, first, feast("materialize-incremental", _iso(0))
 
 
 def test_the_stock_commands_run_refreshes_and_ticks(materialized: tuple[FeatureStore, str, str]) -> None:
@@ -120,15 +97,15 @@ def test_applying_again_changes_nothing(folder: Path, materialized: tuple[Featur
         return _registered(store), ledger.generations("main"), ledger.fills(encoder="main"), logs
 
     before = state()
-    _feast_here("apply")
+    feast("apply")
     assert state() == before
 
 
 def test_feature_views_are_listed(applied: FeatureStore) -> None:
-    listed = _feast_here("feature-views", "list")
+    listed = feast("feature-views", "list")
     for view in ("behaviors", "activity", "history"):  # Feast 0.67 lists no stream feature views here
         assert view in listed
-    assert "user_embedding" in _feast_here("stream-feature-views", "list")
+    assert "user_embedding" in feast("stream-feature-views", "list")
 
 
 def test_feast_serve_answers(folder: Path, materialized: tuple[FeatureStore, str, str]) -> None:
