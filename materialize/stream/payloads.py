@@ -20,14 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from feast_embeddings.models.errors import BehaviorSourceError
+from feast_embeddings.materialize.stream.arrow_payloads import arrow_rows, is_arrow
 from feast_embeddings.models.types import Int64s
 from feast_embeddings.transformations import BehaviorContract
-from feast_embeddings.transformations.behaviors import TIMESTAMP, BadPayloadError, check_columns, raw_schema, row_of
+from feast_embeddings.transformations.behaviors import TIMESTAMP, BadPayloadError, raw_schema, row_of
 
 MAX_BYTES: Final = 1 << 20
-MAX_ROWS: Final = 100_000
-_ARROW_MARK: Final = b"\xff\xff\xff\xff"
 _FEW: Final = 8
 _READ = pj.ReadOptions(use_threads=False, block_size=1 << 30)
 
@@ -56,17 +54,9 @@ def decode(payloads: Sequence[bytes], contract: BehaviorContract) -> Decoded:
     _decode_json(payloads, np.flatnonzero(kinds == _JSON).astype(np.int64), contract, parts, poison)
     for row in np.flatnonzero(kinds == _ARROW).tolist():
         try:
-            table = _arrow_rows(payloads[row], contract, schema)
-        except (
-            pa.ArrowException,
-            BehaviorSourceError,
-            ValueError,
-            OSError,
-            KeyError,
-            TypeError,
-            OverflowError,
-        ) as error:
-            poison[row] = f"not an Arrow stream of behaviors: {_first_line(error)}"
+            table = arrow_rows(payloads[row], contract, schema)
+        except BadPayloadError as error:
+            poison[row] = str(error)
         else:
             parts.append((table, np.full(table.num_rows, row, np.int64)))
     message = np.concatenate([rows for _, rows in parts])
@@ -84,7 +74,7 @@ _TOO_LONG: Final = f"longer than {MAX_BYTES} bytes"
 def _kind(payload: bytes) -> int:
     if len(payload) > MAX_BYTES:
         return _LONG
-    return _ARROW if payload[:4] == _ARROW_MARK or payload[:6] == b"ARROW1" else _JSON
+    return _ARROW if is_arrow(payload) else _JSON
 
 
 # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -183,36 +173,6 @@ def _times(texts: pa.ChunkedArray, contract: BehaviorContract) -> pa.ChunkedArra
     naive = texts.cast(pa.timestamp("us"))  # raises where one of them has a zone
     zoned = pc.assume_timezone(naive, contract.naive_time_zone, ambiguous="earliest", nonexistent="earliest")
     return zoned.cast(TIMESTAMP)
-
-
-# ── Arrow ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _arrow_rows(payload: bytes, contract: BehaviorContract, schema: pa.Schema) -> pa.Table:
-    reader = pa.ipc.open_file if payload[:6] == b"ARROW1" else pa.ipc.open_stream
-    with reader(pa.BufferReader(payload)) as opened:
-        table = opened.read_all()
-    if table.num_rows > MAX_ROWS:
-        raise ValueError(f"{table.num_rows} rows in one message; send at most {MAX_ROWS}")
-    table.validate(full=True)  # offsets and text may be anything
-    check_columns(table.schema, contract, "the message")
-    return pa.table(
-        {name: _column(table[name], kind, contract) for name, kind in zip(schema.names, schema.types, strict=True)}
-    )
-
-
-def _column(column: pa.ChunkedArray, kind: pa.DataType, contract: BehaviorContract) -> pa.ChunkedArray:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if kind == TIMESTAMP and pa.types.is_timestamp(column.type) and column.type.tz is None:
-        if contract.naive_time_zone is None:
-            raise ValueError("times without a time zone; write them in UTC, or declare naive_time_zone in the contract")
-        column = pc.assume_timezone(column, contract.naive_time_zone, ambiguous="earliest", nonexistent="earliest")
-    return column.cast(kind, safe=kind != TIMESTAMP)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n", maxsplit=1)[0][:200]
 
 
 def to_json_payloads(rows: Sequence[dict[str, Any]]) -> list[bytes]:

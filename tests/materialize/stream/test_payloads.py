@@ -119,6 +119,67 @@ def test_every_message_of_a_fuzz_is_a_behavior_or_in_quarantine(seed: int) -> No
     assert accounted > 1_900
 
 
+def _sent(table: pa.Table, compression: str | None = None) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _behaviors(rows: int, **columns: pa.Array) -> pa.Table:
+    plain = {"user": [5] * rows, "item": [7] * rows, "at": pa.array([T0] * rows).cast(pa.timestamp("us", "UTC"))}
+    return pa.table(plain | {"id": ["a"] * rows} | columns)
+
+
+DEFAULT = pa.default_memory_pool()
+WATCHED = pa.proxy_memory_pool(DEFAULT)  # lives as long as whatever was made in it
+LONG = pa.array(["x" * (1 << 20)])
+BOMBS = {
+    "a long text, said often": _behaviors(
+        1100, id=pa.DictionaryArray.from_arrays(pa.array([0] * 1100, pa.int32()), LONG)
+    ),
+    "texts of one letter": _behaviors(30, id=pa.array(["x" * (1 << 20)] * 30)),
+    "a column that nobody asks for": _behaviors(1, other=pa.array([b"\0" * (1 << 30)], pa.large_binary())),
+    "a dictionary that nobody asks for": _behaviors(
+        1, other=pa.DictionaryArray.from_arrays([0], pa.array([b"\0" * (1 << 28)], pa.large_binary()))
+    ),
+}
+
+
+@pytest.mark.parametrize("table", BOMBS.values(), ids=BOMBS)
+def test_a_small_message_that_would_be_gigabytes_is_set_aside_before_it_is(table: pa.Table) -> None:
+    payload = _sent(table, "zstd")
+    assert len(payload) < 100_000
+    pa.set_memory_pool(WATCHED)
+    try:
+        decoded = decode([as_json(), payload, as_json()], CONTRACT)
+    finally:
+        pa.set_memory_pool(DEFAULT)
+    assert decoded.poison.keys() == {1}
+    assert "bytes once it is decoded" in decoded.poison[1]
+    assert decoded.message.tolist() == [0, 2]
+    assert WATCHED.max_memory() < 32 << 20
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_a_compressed_message_means_what_a_plain_one_does(compression: str) -> None:
+    table = _behaviors(5000, id=pa.array([f"b{number % 700}" for number in range(5000)]).dictionary_encode())
+    assert decode([_sent(table, compression)], CONTRACT).raw.equals(decode([_sent(table)], CONTRACT).raw)
+    assert not decode([_sent(table, compression)], CONTRACT).poison
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_bytes_are_changed_in_an_arrow_message_the_next_one_goes_on(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    whole = np.frombuffer(_sent(_behaviors(3), "zstd"), np.uint8)
+    for _ in range(400):
+        broken = whole.copy()
+        broken[rng.integers(4, len(broken), 3)] = rng.integers(0, 256, 3)
+        decoded = decode([broken.tobytes(), as_json()], CONTRACT)
+        assert decoded.message.tolist()[-1:] == [1]
+        assert 0 in decoded.poison or 0 in decoded.message.tolist() or not len(decoded.message) > 1
+
+
 def test_a_message_means_the_same_whatever_it_is_batched_with() -> None:
     payloads = list(messages(300, 3))
     together = decode(payloads, CONTRACT)
