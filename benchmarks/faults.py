@@ -104,7 +104,7 @@ def _world(folder: Path, name: str, made: Callable[[Any], Any]) -> Any:
         multiprocessing.util.Finalize(None, detach_all, exitpriority=1)
 
     def make(**options: Any) -> SmallRepo:
-        project = f"p{os.getpid()}x{len(_worlds)}"
+        project = f"p{os.getpid()}x{len(_worlds):03}"  # none is the beginning of another: keys are told apart by it
         (folder / project).mkdir()
         os.chdir(folder / project)
         server = folder / f"valkey-{os.getpid()}"
