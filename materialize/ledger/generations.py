@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.ledger.database import Database
 from feast_embeddings.materialize.ledger.records import Fill, Generation, Serving, Space
-from feast_embeddings.materialize.ledger.schema import fills, generations, spaces, ticks
+from feast_embeddings.materialize.ledger.schema import fills, generations, marks, spaces, ticks
 from feast_embeddings.models.errors import SpaceError
 
 
@@ -136,6 +136,9 @@ class Generations(Database):
                 connection.execute(sa.update(fills).where(fills.c.fill == name).values(state=state))
             owners = connection.execute(sa.select(fills.c.view, fills.c.tick).where(fills.c.fill.in_(live))).all()
             for view, number in owners:
+                # what came before it is of no account any more: a refresh is how an emptied server is filled again
+                earlier = (marks.c.view == view, marks.c.series != "refreshes", marks.c.tick < number)
+                connection.execute(sa.delete(marks).where(*earlier))
                 published = {"state": "published", "published_us": cutover_us}
                 written = (ticks.c.view == view, ticks.c.tick == number, ticks.c.state == "written")
                 connection.execute(sa.update(ticks).where(*written).values(**published))

@@ -74,6 +74,11 @@ class Tick:
         return self.lane is not None
 
     @property
+    def series(self) -> str:
+        """Which ticks of its view it is one of that are written one after the other: a lane's, jobs', or refreshes."""
+        return self.lane or ("refreshes" if self.kind == "full" else "ticks")
+
+    @property
     def positions(self) -> dict[int, int]:
         """A micro-batch's last offset of each partition."""
         return {partition: last for partition, (_, last) in self.ranges.items()}

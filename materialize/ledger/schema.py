@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table, Text
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """1: the first. 2: erasures, which a package that does not know them would undo. 3: one table of ticks, a stream's too.
+4: marks, which an older package would not move on.
 
 ``migrations/`` leads from each to the next."""
 
@@ -106,6 +107,14 @@ tick_counts = Table(
     # read | applied | deduplicated | erased | quarantined: <reason>; and late, which are among the applied
     Column("what", String(128), primary_key=True),
     Column("behaviors", BigInteger, nullable=False),
+)
+
+marks = Table(
+    "feast_embeddings_marks",
+    metadata,
+    Column("view", String(255), primary_key=True),
+    Column("series", String(32), primary_key=True),  # "ticks" | "refreshes" | a lane
+    Column("tick", BigInteger, nullable=False),  # the last one that Redis was seen to hold
 )
 
 leases = Table(

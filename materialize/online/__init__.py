@@ -29,6 +29,7 @@ from feast_embeddings.materialize.online.keys import (
     timestamp_field,
 )
 from feast_embeddings.materialize.online.manifest import FillRef, Manifest
+from feast_embeddings.materialize.online.marks import mark_tick, read_marks, write_marks
 from feast_embeddings.materialize.online.removal import (
     SCAN_COUNT,
     ScanPlace,
@@ -91,12 +92,14 @@ __all__ = [
     "feature_field",
     "fill_removal",
     "manifest_key",
+    "mark_tick",
     "partitions_key",
     "publish_manifest",
     "queue_hmgets",
     "read_fill",
     "read_history",
     "read_manifest",
+    "read_marks",
     "readers_key",
     "reads",
     "record_change",
@@ -115,4 +118,5 @@ __all__ = [
     "vector_length",
     "write_fill",
     "write_history",
+    "write_marks",
 ]

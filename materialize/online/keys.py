@@ -91,6 +91,11 @@ def changes_key(project: str, name: str) -> bytes:
     return f"feast-embeddings:{project}:changes:{name}".encode()
 
 
+def marks_key(project: str, view: str) -> str:
+    """Key of the hash that says which ticks of a view Redis holds."""
+    return f"feast-embeddings:{project}:marks:{view}"
+
+
 def stream_key(project: str, behaviors: str, partition: int) -> str:
     """Key of a stream's partition; the braces keep all of them on one node of a cluster, as one read of them needs."""
     return f"feast-embeddings:{{{project}:{behaviors}}}:behaviors:{partition}"

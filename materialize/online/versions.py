@@ -50,8 +50,9 @@ def forget_changes(server: OnlineServer, name: str) -> None:
 
 
 def forget_all_changes(server: OnlineServer, view: str) -> None:
-    """Removes the records of all fills of a view that is no more."""
+    """Removes the records of all fills of a view that is no more, and what says which of its ticks are here."""
     with server.client() as client:
+        client.delete(keys.marks_key(server.project, view))
         for key in client.scan_iter(keys.changes_pattern(server.project, view), count=1000):
             client.delete(key)
 

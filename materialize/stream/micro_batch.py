@@ -64,6 +64,7 @@ class MicroBatches:
     def take_up(self, source: Source) -> list[Tick]:
         """Finish what a stopped worker of this lane left, in order; then the lane may go on."""
         self.work.check()
+        self.work.marks.check()
         found = self.work.ledger.open_micro_batches(self.view, self.lane)
         self.judge.remember(source.partitions, [tick.number for tick in found])
         for tick in found:

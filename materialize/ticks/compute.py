@@ -71,6 +71,8 @@ class UserVectors:
             seen = Histories(behaviors).as_of(ids, tick.end_us, kept)
         extracted = {space: self.work.encode(encoder, seen) for space, encoder in encoders.items()}
         vectors = {fill.fill: self.work.blended(tick, fill.fill, ids, extracted[fill.space]) for fill in fills}
+        self.work.lease.check()
+        self.work.marks.check_before(tick)
         staging = time.perf_counter()
         self.log.stage_history(tick.number, ids, batch)
         for fill, matrix in vectors.items():

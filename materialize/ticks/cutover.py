@@ -7,7 +7,7 @@ until the background comes to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 import numpy as np
@@ -18,6 +18,7 @@ from feast_embeddings.materialize.files import CaughtUp, EmbeddingLog, LogStamp,
 from feast_embeddings.materialize.ledger import Fill, Generation, Lease, cutover_resource, held
 from feast_embeddings.materialize.online import FillRef, Manifest, OnlineServer, publish_manifest, read_manifest
 from feast_embeddings.materialize.ticks.beside import gently, held_back, in_rounds
+from feast_embeddings.materialize.ticks.marks import Marks
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.models.errors import SpaceError
 from feast_embeddings.transformations.behaviors import concat_ids
@@ -98,13 +99,14 @@ class Cutovers:
         states = _states(generation, fills)
         reached("cutover-recorded")
         lease.check()
+        ready = [fills[name] for name in generation.fills.values() if fills[name].state == "ready"]
+        self._check_ready(specs, ready)
         manifest = manifest_of(generation, fills, states)
         stored = read_manifest(self.server, generation.encoder)
         if stored is None or stored.generation < generation.generation:
             publish_manifest(self.server, manifest)
         reached("cutover-switched")
         lease.check()
-        ready = [fills[name] for name in generation.fills.values() if fills[name].state == "ready"]
         cutover_us = self.ledger.begin_cutover(generation)
         logged: dict[str, set[int]] = {}
 
@@ -125,6 +127,7 @@ class Cutovers:
             for fill in ready:
                 stack.enter_context(held_back(self.ledger, self.server.project, fill.view))
             log_meanwhile()
+            self._check_ready(specs, ready)
             while not self.ledger.finish_cutover(generation, cutover_us, states, logged):
                 log_meanwhile()
         for name in generation.fills.values():
@@ -132,6 +135,10 @@ class Cutovers:
             log.drop_staged(fills[name].tick, [name])
             log.drop_caught_up(name)
         reached("cutover-done")
+
+    def _check_ready(self, specs: Mapping[str, EmbeddingSpec], ready: Sequence[Fill]) -> None:
+        for fill in ready:
+            Marks(self.ledger, self.server, specs[fill.view]).check_ready(fill)
 
     def _log(self, spec: EmbeddingSpec, fill: Fill, cutover_us: int) -> set[int]:
         """Log the rows of a new fill as they stand now; numbers of the ticks that they know."""

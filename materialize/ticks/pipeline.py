@@ -55,10 +55,14 @@ class Pipeline:
             tick = self.ledger.update_tick(tick, window_start_us=now_us(), **encoded)
         reached("window")
         self.work.lease.check()
+        if tick.kind == "full":
+            self.work.marks.begin(tick)
         rows = max((self._write_fill(tick, fill.fill) for fill in self.work.targets(tick)), default=0)
         for ids, batch in self.log.staged_history_parts(tick.number):
             if len(ids):
                 self.work.write_histories(tick, ids, batch)
+        self.work.lease.check()
+        self.work.marks.set(tick)
         reached("written")
         return tick, rows
 

@@ -64,6 +64,7 @@ class Refreshes:
     def make_ready(self, tick: Tick) -> Tick:
         """From here on the fill receives ticks itself; no tick is at work, and it has caught up with them."""
         tick = self.ledger.tick(self.view, tick.number)
+        self.work.marks.check_before(tick)
         if self._source is not None:
             if self._counted_elsewhere(tick):
                 self.ledger.void_counts(tick)

@@ -19,10 +19,11 @@ from feast_embeddings.materialize.ticks.beside import gently, held_back, in_roun
 from feast_embeddings.materialize.ticks.compute import TicksOfView, UserTicks
 from feast_embeddings.materialize.ticks.cutover import Cutovers
 from feast_embeddings.materialize.ticks.items import Followed, ItemTicks
+from feast_embeddings.materialize.ticks.marks import Marks
 from feast_embeddings.materialize.ticks.milestones import counter, reached
 from feast_embeddings.materialize.ticks.refresh import Refreshes
 from feast_embeddings.materialize.ticks.view_work import ViewWork
-from feast_embeddings.models.errors import LeaseError, OnlineStoreError, OvertakenError, TickError
+from feast_embeddings.models.errors import LeaseError, OvertakenError, TickError
 
 TICKS_WAIT_S: Final = 600.0
 """How long a refresh waits for a job that runs ticks, catching up with it meanwhile."""
@@ -73,6 +74,7 @@ class Runner:
         self.server, self.spec = server, spec
         self.cutovers = Cutovers(workspace, server, registry)
         self.outcome = Outcome()
+        self._marks = Marks(self.ledger, server, spec)
         self._source = _source(workspace, server.project, registry, spec)
         self._followed = Followed.of(workspace, server.project, registry, spec)
         created = self._source is not None and bool(self._source.contract.created_time)
@@ -110,10 +112,11 @@ class Runner:
         """
         self._check_end(end_us)
         if self.agenda.streamed and not self._has_work(end_us):
+            self._marks.check()
             self.outcome.notice(f"no refresh is due up to {iso(end_us)}: 0 rows written")
             return self.outcome
         with self._ticking() as ticks:
-            self._check_online()
+            self._marks.check()
             self.cutovers.resume(self.spec.encoder)
             self._take_up_tick(ticks)
             self._take_up_stopped_refresh(ticks)
@@ -295,15 +298,6 @@ class Runner:
             raise TickError(
                 f"View {self.spec.view!r}: the end {iso(end_us)} lies in the future: a watermark there would skip "
                 "the behaviors still to come; give an end at or before now."
-            )
-
-    def _check_online(self) -> None:
-        lost = self._lost()
-        if lost is not None:
-            raise OnlineStoreError(
-                f"View {self.spec.view!r}: {lost}, which the ledger says is live: it was emptied or replaced. "
-                "Run `feast-embeddings restore` to fill it from the logs as it was, or `feast materialize` for a "
-                "full refresh."
             )
 
     def _lost(self) -> str | None:

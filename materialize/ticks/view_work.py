@@ -20,6 +20,7 @@ from feast_embeddings.materialize.online import (
     write_fill,
     write_history,
 )
+from feast_embeddings.materialize.ticks.marks import Marks
 from feast_embeddings.materialize.ticks.milestones import counter, reached
 from feast_embeddings.models import Encoder, HistoryBatch
 from feast_embeddings.models.errors import DeclarationError, OvertakenError
@@ -41,6 +42,7 @@ class ViewWork:
 
     Attributes:
         encoded: Histories and items encoded so far.
+        marks: What shows that Redis holds what was written.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ViewWork:
         self.policy: Incremental = ticks_of(spec.policy)
         self.encoded = 0
         self._checked: dict[str, Encoder] = {}
+        self.marks = Marks(self.ledger, server, spec)
         item_dtype: IdType = source.contract.item_dtype if source is not None else "int64"
         self._histories = HistoryPlace(spec.history, spec.join_key, item_dtype)
 

@@ -27,6 +27,7 @@ from feast_embeddings.materialize.online import (
     read_manifest,
     write_fill,
     write_history,
+    write_marks,
 )
 from feast_embeddings.materialize.retrieval import histories_left
 from feast_embeddings.materialize.stream import histories_left_by_stream
@@ -108,6 +109,8 @@ class _Restore:
             ids, ticks = self._vectors(spec)
             if spec.tower == "user":
                 self._histories(spec, ids, ticks)
+        for spec in self.specs:
+            write_marks(self.server, spec.view, self.ledger.marks(spec.view))
         reached("restored-rows")
         if stored is None or stored.generation < live.generation:
             publish_manifest(self.server, manifest)
