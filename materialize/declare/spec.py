@@ -137,9 +137,11 @@ def entity_id_of(entity: Entity, entity_id: int | str) -> int | str:
         found = int(entity_id)
     except ValueError:
         found = 1 << 63
-    if not -(1 << 63) <= found < 1 << 63:
+    as_written = not isinstance(entity_id, str) or entity_id == str(found)  # Python reads "1_0", " 10" and "+10" too
+    if not as_written or not -(1 << 63) <= found < 1 << 63:
         raise DeclarationError(
-            f"Entity {entity.name!r} has integer ids, and {entity_id!r} is none: give the id as its views have it."
+            f"Entity {entity.name!r} has integer ids, and {entity_id!r} is none: give the id in decimal "
+            "digits alone, as its views have it."
         )
     return found
 

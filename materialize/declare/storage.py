@@ -37,7 +37,14 @@ def as_stored(vectors: Float32s, storage: Storage) -> Float32s:
     Raises:
         OnlineStoreError: A number is not finite, or too large for ``storage``.
     """
-    return vectors if storage == "float32" or not len(vectors) else unpacked(packed(vectors, storage))
+    if storage != "float32":
+        return unpacked(packed(vectors, storage)) if len(vectors) else vectors
+    if not np.isfinite(vectors).all():
+        raise OnlineStoreError(
+            "A vector to be stored holds a number that is not finite: the encoder makes such numbers. Train or export "
+            "it again."
+        )
+    return vectors
 
 
 def holds(vectors: Float32s, storage: Storage) -> bool:

@@ -8,9 +8,10 @@ import duckdb
 import numpy as np
 import pytest
 
+from feast_embeddings.materialize.declare import Storage
 from feast_embeddings.materialize.files.embedding_log import EmbeddingLog, LogStamp
 from feast_embeddings.models import HistoryBatch
-from feast_embeddings.models.errors import LedgerError
+from feast_embeddings.models.errors import LedgerError, OnlineStoreError
 from feast_embeddings.models.types import Float32s, Ids
 
 DIM = 4
@@ -27,7 +28,7 @@ def _log(folder: Path, ids: Ids = INTS) -> EmbeddingLog:
 def _vectors(seed: int, rows: int = 3) -> Float32s:
     values = np.random.default_rng(seed).normal(size=(rows, DIM)).astype(np.float32)
     if rows:
-        values[0, :3] = -0.0, np.float32(1e-45), np.inf
+        values[0, :3] = -0.0, np.float32(1e-45), np.finfo(np.float32).max
     return values
 
 
@@ -102,6 +103,18 @@ def test_what_was_staged_first_wins(tmp_path: Path) -> None:
         "0000000001-f.arrow",
         "0000000001-history.arrow",
     }, "no temporary file stays"
+
+
+@pytest.mark.parametrize(
+    ("storage", "bad"), [("float32", np.nan), ("float32", np.inf), ("float16", 1e9), ("float16", np.nan)]
+)
+def test_vectors_that_are_no_numbers_are_not_staged(tmp_path: Path, storage: Storage, bad: float) -> None:
+    log = EmbeddingLog(tmp_path / "log", "user_id", string_ids=False, storage=storage)
+    vectors = np.ones((3, DIM), np.float32)
+    vectors[1, 2] = bad
+    with pytest.raises(OnlineStoreError, match="that is not finite"):
+        log.stage("f", 1, INTS, vectors)
+    assert log.staged("f", 1) is None
 
 
 def test_publishing_twice_leaves_one_copy(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from repo_fixture import MakeRepo, SmallRepo, at, day, shop, tiny_encoder
 from stream_fixture import SINCE, by_hand, clicks, send, streamed
 from ticks_fixture import encoded_by_hand, started, tick_at
@@ -199,3 +200,16 @@ def test_a_full_refresh_fills_an_emptied_redis(repo: SmallRepo) -> None:
     tick_at(repo, 6, refresh=True)
     tick_at(repo, 7)
     assert repo.vectors().values.any(axis=1).all()
+
+
+def test_an_encoder_that_makes_no_numbers_serves_nothing(repo: SmallRepo) -> None:
+    served, live = repo.vectors().values.tobytes(), repo.fills("live")
+    broken = tiny_encoder(1)
+    with torch.no_grad():
+        for weights in broken.parameters():
+            weights.fill_(torch.nan)
+    repo.encode_with(broken)
+    with pytest.raises(OnlineStoreError, match="not finite"):
+        tick_at(repo, 6, refresh=True)
+    assert repo.vectors().values.tobytes() == served
+    assert repo.fills("live") == live

@@ -279,7 +279,7 @@ def test_what_cannot_be_erased_is_said(make_repo: MakeRepo) -> None:
     repo = started(make_repo)
     with pytest.raises(DeclarationError, match=r"declares no entity 'users'; its entities: .*user"):
         forget(repo.store, "users", 1)
-    for bad in ("ann", str(1 << 63)):
+    for bad in ("ann", str(1 << 63), "1_0", " 3", "+3", "03", "３"):
         with pytest.raises(DeclarationError, match="has integer ids, and"):
             forget(repo.store, "user", bad)
 
