@@ -20,10 +20,10 @@ from feast_embeddings.materialize.learning import (
     Point,
     Question,
     asked,
-    baselines_above,
     draw,
     evaluate_encoder,
     evaluate_policies,
+    verdict,
 )
 from feast_embeddings.models.evaluation import Evaluation
 
@@ -31,9 +31,7 @@ from feast_embeddings.models.evaluation import Evaluation
 def evaluate(
     repo: Repo = Path(),
     encoder: Annotated[str | None, typer.Option(help="Name of the encoder, where several are declared.")] = None,
-    at: Annotated[
-        datetime | None, typer.Option(help="Split, UTC; default: nine tenths of the behaviors lie before.")
-    ] = None,
+    at: Annotated[datetime | None, typer.Option(help="Split, UTC; default: until when the encoder learned.")] = None,
     until: Annotated[datetime | None, typer.Option(help="End of the log that is looked at, UTC.")] = None,
     sample: Annotated[int, typer.Option(help="At most so many questions.")] = 2000,
     k: Annotated[int, typer.Option("-k", help="Cut-off of the measures.")] = 10,
@@ -84,7 +82,8 @@ def _introduce(console: Console, question: Question) -> None:
         f"Encoder {spec.encoder!r} of space {question.encoder.space}: {len(task):,} questions "
         f"from {iso(question.at_us)} to {iso(question.until_us)}, {len(task.catalogue):,} items"
     )
-    console.print("It must not have learned from them: `feast-embeddings train --until` the split.")
+    if question.learned is None:
+        console.print("Its artifact does not say until when it learned: the figures count if that was before.")
 
 
 def _show(console: Console, question: Question, found: Evaluation, k: int) -> None:
@@ -101,9 +100,8 @@ def _show(console: Console, question: Question, found: Evaluation, k: int) -> No
         shown = ["–" if value != value else f"{value:.4f}" for value in apart]
         table.add_row(name, *cells, *shown, f"{scores.coverage[k]:.3f}")
     console.print(table)
-    above = baselines_above(found, question.spec.encoder, f"ndcg@{k}")
-    verdict = f"{', '.join(above)} did better" if above else "no baseline did better"
-    console.print(f"{found.questions['unseen']:,} questions are about items that the encoder does not know; {verdict}.")
+    console.print(f"{found.questions['unseen']:,} questions are about items that the encoder does not know.")
+    console.print(verdict(question, found, f"ndcg@{k}"), soft_wrap=True, highlight=False)
 
 
 def _show_policies(console: Console, frontier: Frontier) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
+from feast import FeatureStore
 
 from feast_embeddings.materialize.cli.erase import print_receipt
 from feast_embeddings.materialize.cli.evaluate import evaluate
@@ -18,16 +19,24 @@ from feast_embeddings.materialize.cli.repo import Repo, opened
 from feast_embeddings.materialize.cli.status import print_status
 from feast_embeddings.materialize.cli.stream import register as register_stream
 from feast_embeddings.materialize.cli.watch import URL, watch
-from feast_embeddings.materialize.clock import us_of
+from feast_embeddings.materialize.clock import iso, us_of
 from feast_embeddings.materialize.demo import run_demo, write_repo
 from feast_embeddings.materialize.files import Workspace
-from feast_embeddings.materialize.learning import explain_entity, train_declared, training_config
+from feast_embeddings.materialize.learning import (
+    HELD_AGAINST,
+    asked,
+    evaluate_encoder,
+    explain_entity,
+    train_declared,
+    training_config,
+    verdict,
+)
 from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.ticks import Cutovers
 from feast_embeddings.materialize.upkeep import forget, restore, retire
 from feast_embeddings.models import align as align_encoders
-from feast_embeddings.models import load_encoder, save_encoder
-from feast_embeddings.models.errors import FeastEmbeddingsError
+from feast_embeddings.models import load_encoder, read_manifest, save_encoder
+from feast_embeddings.models.errors import EvaluationError, FeastEmbeddingsError
 from feast_embeddings.models.explanation import Method
 
 app = typer.Typer(
@@ -68,9 +77,17 @@ def demo(
 def train(
     repo: Repo = Path(),
     encoder: Annotated[str | None, typer.Option(help="Name of the encoder, where several are declared.")] = None,
-    until: Annotated[datetime | None, typer.Option(help="Learn from behaviors before this time, UTC.")] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option(help="Learn from behaviors before this time, UTC; default: nine tenths lie before it."),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Learn from every behavior; none is left to ask about.")
+    ] = False,
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes; the best weights count.")] = None,
-    epochs: Annotated[int, typer.Option(help="At most so many passes over the behaviors.")] = 20,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the behaviors; default: 8, of autoencoders at most 20.")
+    ] = None,
     context: Annotated[int, typer.Option(help="Behaviors that the encoder looks at.")] = 50,
     seed: Annotated[int, typer.Option(help="The same seed gives the same encoder on one machine.")] = 0,
     kind: Annotated[str, typer.Option(help="sequence, autoencoder or adversarial.")] = "sequence",
@@ -78,19 +95,37 @@ def train(
         str, typer.Option(help="Of an autoencoder: article, denoising, likelihood or variational.")
     ] = "article",
 ) -> None:
-    """Train the declared encoder on the behavior log."""
+    """Train the declared encoder on the behavior log, and hold it against counting on what happened afterwards."""
     config = training_config(kind, variant, context=context, seed=seed, max_epochs=epochs, max_minutes=minutes)
     store = opened(repo)
     until_us = None if until is None else us_of(until)
-    made = train_declared(store, config, encoder=encoder, until_us=until_us)
+    made = train_declared(store, config, encoder=encoder, until_us=until_us, hold_out=not everything)
     best = next(report for report in made.result.epochs if report.epoch == made.result.best_epoch)
     quality = "" if best.ndcg10 is None else f", validation HR@10 {best.hr10:.3f}, NDCG@10 {best.ndcg10:.3f}"
     typer.echo(
-        f"Encoder {made.spec.encoder!r}: {made.behaviors:,} behaviors of {made.entities:,} entities, "
-        f"{len(made.result.epochs)} epochs{quality}; space {made.space} at {made.spec.artifact}"
+        f"Encoder {made.spec.encoder!r}: {made.learned.behaviors:,} behaviors of {made.learned.entities:,} entities "
+        f"before {iso(made.learned.until_us)}, {len(made.result.epochs)} epochs{quality}; space {made.space} at "
+        f"{made.spec.artifact}"
     )
     if made.spec.declared_space not in (None, made.space):
         typer.echo(f"The applied declaration names space {made.spec.declared_space}: run `feast apply` next.")
+    _hold_against_baselines(store, made.spec.encoder)
+
+
+def _hold_against_baselines(store: FeatureStore, encoder: str) -> None:
+    """Prints what the encoder and simple counting find of what happened after it learned, and a verdict."""
+    try:
+        question = asked(store, encoder=encoder)
+    except EvaluationError as error:
+        typer.echo(f"No verdict: {error}")
+        return
+    found = evaluate_encoder(question, baselines=HELD_AGAINST)
+    figures = {name: scores.estimates["all"]["ndcg@10"].value for name, scores in found.methods.items()}
+    typer.echo(
+        f"The next item, {len(question.task):,} questions from {iso(question.at_us)} to {iso(question.until_us)}, "
+        f"NDCG@10: {', '.join(f'{name} {value:.3f}' for name, value in figures.items())}"
+    )
+    typer.echo(verdict(question, found))
 
 
 @app.command()
@@ -101,7 +136,7 @@ def align(
 ) -> None:
     """Rotate a new encoder into an old one's coordinates, by the items that both know."""
     aligned = align_encoders(load_encoder(new), load_encoder(old))
-    space = save_encoder(aligned, out)
+    space = save_encoder(aligned, out, read_manifest(new).learned)
     typer.echo(f"Aligned {aligned.alignment.source_space} with {aligned.alignment.target_space}: {aligned.alignment}.")
     typer.echo(
         f"Space {space} at {out}. Where that is the declared artifact, run `feast apply`, then `feast materialize`."

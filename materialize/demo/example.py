@@ -57,7 +57,9 @@ def run_example(source: str | Path, folder: Path | None = None, epochs: int = 5)
     store = FeatureStore(".")
     made = train_declared(store, TrainingConfig(encoder=SequenceConfig(context=30), max_epochs=epochs))
     end, console = datetime.now(UTC), Console()
-    console.print(f"trained on {made.behaviors:,} behaviors of {made.entities:,} entities: space {made.space}")
+    console.print(
+        f"trained on {made.learned.behaviors:,} behaviors of {made.learned.entities:,} entities: space {made.space}"
+    )
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Feast warns at every declaration that it meets
         store.materialize(end - 60 * _DAY, end - _DAY)

@@ -3,11 +3,12 @@
 from feast_embeddings.materialize.learning.backtest import Backtest
 from feast_embeddings.materialize.learning.candidates import Candidate, Questions
 from feast_embeddings.materialize.learning.evaluate import (
+    HELD_AGAINST,
     Question,
     asked,
-    baselines_above,
     evaluate_encoder,
     evaluate_policies,
+    verdict,
 )
 from feast_embeddings.materialize.learning.explain import EntityExplanation, explain_entity
 from feast_embeddings.materialize.learning.frontier import COLUMNS, Frontier, Point, draw
@@ -15,6 +16,7 @@ from feast_embeddings.materialize.learning.train import Training, train_declared
 
 __all__ = [
     "COLUMNS",
+    "HELD_AGAINST",
     "Backtest",
     "Candidate",
     "EntityExplanation",
@@ -24,11 +26,11 @@ __all__ = [
     "Questions",
     "Training",
     "asked",
-    "baselines_above",
     "draw",
     "evaluate_encoder",
     "evaluate_policies",
     "explain_entity",
     "train_declared",
     "training_config",
+    "verdict",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,15 +15,24 @@ from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.materialize.learning.backtest import Backtest
 from feast_embeddings.materialize.learning.candidates import Candidate, Questions, scheduled
 from feast_embeddings.materialize.learning.frontier import Frontier
-from feast_embeddings.materialize.learning.train import spec_of_encoder
-from feast_embeddings.models import Encoder, HistoryBatch, ItemIndex, RankingTask, SequenceEncoder, load_encoder
+from feast_embeddings.materialize.learning.train import spec_of_encoder, split_us
+from feast_embeddings.models import (
+    Encoder,
+    HistoryBatch,
+    ItemIndex,
+    Learned,
+    RankingTask,
+    SequenceEncoder,
+    load_encoder,
+    read_manifest,
+)
 from feast_embeddings.models.errors import EvaluationError
 from feast_embeddings.models.evaluation import BASELINES, Evaluation, evaluate, inner_products, time_split
 from feast_embeddings.transformations import Histories
 
 ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
-SHARE_BEFORE = 0.9
-"""Of the behaviors, by time, that lie before the split where none is given."""
+HELD_AGAINST = ("popularity", "repeat purchase", "Markov table")
+"""The baselines that a training ends with: those that cost next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class Question:
         task: One question before each later behavior, or a sample of them.
         at_us: The split.
         until_us: The end of the log that is looked at.
+        learned: What the encoder learned from; None where its artifact does not say.
     """
 
     spec: EmbeddingSpec
@@ -44,6 +55,7 @@ class Question:
     task: RankingTask
     at_us: int
     until_us: int
+    learned: Learned | None
 
 
 def asked(
@@ -57,12 +69,12 @@ def asked(
 ) -> Question:
     """The declared encoder, and questions from the repo's behavior log. Nothing is trained, and nothing written.
 
-    The encoder must not have learned from what is to be found: train it with ``--until`` at the split.
+    The split is the time until when the encoder learned, as its artifact says: it never saw what is to be found.
 
     Args:
         store: The feature store.
         encoder: Its name, where several are declared.
-        at_us: The split, microseconds. Default: nine tenths of the behaviors lie before it.
+        at_us: A later split, microseconds; any, where the artifact does not say until when its encoder learned.
         until_us: Behaviors from then on are left out. Default: now.
         sample: At most so many questions.
         filter_seen: Whether a user's earlier items are taken out of the ranking: right where nobody repeats.
@@ -70,7 +82,8 @@ def asked(
     Raises:
         DeclarationError: The repo declares no such encoder.
         ArtifactError: It is not trained yet.
-        EvaluationError: Nothing happened before, or nothing after, the split.
+        EvaluationError: The encoder learned from what is to be found, or nobody knows until when it learned, or
+            nothing happened before, or after, the split.
     """
     workspace = Workspace.of(store.config)
     spec = spec_of_encoder(store, encoder)
@@ -80,19 +93,67 @@ def asked(
     if not len(behaviors):
         raise EvaluationError(f"The behavior log of view {spec.behaviors!r} is empty before {iso(until_us or now)}.")
     end = int(behaviors.times_us.max()) + 1
-    at = int(np.quantile(behaviors.times_us, SHARE_BEFORE)) if at_us is None else at_us
     found = load_encoder(workspace.root / spec.artifact)
+    learned = read_manifest(workspace.root / spec.artifact).learned
+    at = _split(spec.encoder, learned, at_us)
+    if at >= end:
+        raise EvaluationError(
+            f"Encoder {spec.encoder!r} is asked about what happened from {iso(at)} on, and the log ends before: train "
+            f"it on less, as by `feast-embeddings train --until {_typed(split_us(behaviors))}`, or wait for behaviors."
+        )
     whole = Histories(behaviors).as_of(behaviors.entities, end, int(np.diff(behaviors.offsets).max()))
     later = behaviors.items[behaviors.times_us >= at]
     catalogue = ItemIndex.of(np.concatenate([found.item_ids(), later]))
     task = time_split(whole, at, catalogue=catalogue, follow=True, sample=sample, filter_seen=filter_seen)
     _, known = found.encode_items(catalogue.ids)
-    return Question(spec, found, whole, replace(task, known=known), at, end)
+    return Question(spec, found, whole, replace(task, known=known), at, end, learned)
 
 
-def evaluate_encoder(question: Question, *, ks: tuple[int, ...] = (10,), resamples: int = 1000) -> Evaluation:
-    """The declared encoder with fresh histories, beside every baseline; unseen items are those it does not know."""
-    return evaluate(question.task, {question.spec.encoder: question.encoder}, ks=ks, resamples=resamples)
+def _typed(us: int) -> str:
+    """A time as the command line reads it, to the second."""
+    return iso(us).removesuffix(" UTC").replace(" ", "T")
+
+
+def _split(encoder: str, learned: Learned | None, at_us: int | None) -> int:
+    if learned is None:
+        if at_us is None:
+            raise EvaluationError(
+                f"The artifact of encoder {encoder!r} does not say until when it learned: train it again, or split "
+                "with --at where you know that it learned nothing later."
+            )
+        return at_us
+    if at_us is not None and at_us < learned.until_us:
+        raise EvaluationError(
+            f"Encoder {encoder!r} learned until {iso(learned.until_us)}, so it knows what followed {iso(at_us)}: leave "
+            f"--at out, or train again with --until {_typed(at_us)}."
+        )
+    return learned.until_us if at_us is None else at_us
+
+
+def evaluate_encoder(
+    question: Question,
+    *,
+    baselines: Sequence[str] = tuple(BASELINES),
+    ks: tuple[int, ...] = (10,),
+    resamples: int = 1000,
+) -> Evaluation:
+    """The declared encoder with fresh histories, beside baselines; unseen items are those it does not know."""
+    methods = {question.spec.encoder: question.encoder}
+    return evaluate(question.task, methods, baselines=baselines, ks=ks, resamples=resamples)
+
+
+def verdict(question: Question, found: Evaluation, measure: str = "ndcg@10") -> str:
+    """One sentence: is the encoder better than the best baseline?"""
+    name = question.spec.encoder
+    value = {each: scores.estimates["all"][measure].value for each, scores in found.methods.items()}
+    best = max((each for each in value if each != name), key=lambda each: value[each])
+    apart = found.difference(name, best, measure)
+    said = "cannot be told from" if apart.low <= 0 <= apart.high else "beats" if apart.low > 0 else "loses to"
+    return (
+        f"Verdict: encoder {name!r} {said} the best baseline, {best}: "
+        f"{measure} {value[name]:.3f} against {value[best]:.3f}, difference {apart.value:+.3f} "
+        f"[{apart.low:+.3f}, {apart.high:+.3f}]."
+    )
 
 
 def evaluate_policies(question: Question, *, measure: str = "ndcg@10", resamples: int = 1000) -> Frontier:
@@ -151,9 +212,3 @@ def _named(policy: Policy) -> str:
 def _times(every: str, count: int) -> str:
     number, unit = re.fullmatch(r"([\d.]+)\s*(\w)", every).groups()  # type: ignore[union-attr]
     return f"{float(number) * count:g}{unit}"
-
-
-def baselines_above(evaluation: Evaluation, name: str, measure: str = "ndcg@10") -> list[str]:
-    """The baselines that do better than the method, best first."""
-    value = {each: scores.estimates["all"][measure].value for each, scores in evaluation.methods.items()}
-    return sorted((each for each in BASELINES if value.get(each, 0.0) > value[name]), key=lambda each: -value[each])

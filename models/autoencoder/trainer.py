@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from rich.progress import Progress
 from torch import nn
 
 from feast_embeddings.models.autoencoder.config import AutoEncoderTraining
@@ -16,7 +15,7 @@ from feast_embeddings.models.autoencoder.model import AutoEncoder
 from feast_embeddings.models.encoder import HistoryBatch, ItemIndex, autocast, seeded, to_device, training_precision
 from feast_embeddings.models.errors import BehaviorSourceError
 from feast_embeddings.models.evaluation import Ragged, distinct_items, evaluate_ranking, inner_products
-from feast_embeddings.models.sequence import AveragedTraining
+from feast_embeddings.models.sequence import AveragedTraining, TrainingProgress
 from feast_embeddings.models.types import Int64s
 
 _VALIDATION = 1 << 32  # seeds of epochs stay below
@@ -170,15 +169,12 @@ def run_epochs(trainer: AutoEncoderTrainer, *, progress: bool) -> str:
     """Epochs until a limit, which it returns by name."""
     config = trainer.config
     deadline = np.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
-    with Progress(disable=not progress) as bar:
-        task = bar.add_task("training", total=config.max_epochs)
+    with TrainingProgress(config.max_epochs, shown=progress) as shown:
         while trainer.epochs < config.max_epochs:
             done = trainer.epochs
-            whole = trainer.epoch(float(deadline), lambda share, done=done: bar.update(task, completed=done + share))  # type: ignore[misc]
-            report = trainer.reports[-1] if trainer.reports else None
-            if report is not None and report.ndcg10 is not None:
-                text = f"epoch {report.epoch}, loss {report.loss:.3f}, NDCG@10 {report.ndcg10:.4f}"
-                bar.update(task, description=text)
+            whole = trainer.epoch(float(deadline), lambda share, done=done: shown.advance(done + share))  # type: ignore[misc]
+            if trainer.reports and trainer.reports[-1].epoch == trainer.epochs:
+                shown.epoch(trainer.reports[-1])
             if not whole or time.monotonic() > deadline:
                 return "max_minutes"
             if trainer.validation is not None and stalled(trainer):

@@ -50,7 +50,7 @@ def train_autoencoder(
         type_weights: Weight of each type in the bags, 0 or more. Default: 1 each.
         held_out: Of the same entities, the behaviors that validation is to find again; they are not trained on.
             None: a random share of ``histories`` is held out.
-        progress: Whether to draw a progress bar.
+        progress: Whether to tell each epoch on stderr: a bar on a terminal, lines elsewhere.
         device: cuda, mps or cpu; None chooses.
 
     Raises:

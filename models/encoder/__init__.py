@@ -2,6 +2,7 @@
 
 from feast_embeddings.models.encoder.artifact import (
     ENCODER_KINDS,
+    Learned,
     Manifest,
     StorableEncoder,
     load_encoder,
@@ -39,6 +40,7 @@ __all__ = [
     "HistoryBatch",
     "ItemIndex",
     "Landing",
+    "Learned",
     "Manifest",
     "Precision",
     "StorableEncoder",

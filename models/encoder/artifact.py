@@ -68,6 +68,25 @@ class StoredFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """What a training learned from.
+
+    Attributes:
+        until_us: Behaviors before this time, microseconds since the epoch, UTC.
+        source: Where they were read, as declared.
+        behaviors: How many.
+        entities: Of how many entities.
+        seconds: Wall time of the training.
+    """
+
+    until_us: int
+    source: str
+    behaviors: int
+    entities: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What an artifact holds, readable without its weights.
 
@@ -82,6 +101,7 @@ class Manifest:
         space: Identity of the vector space.
         files: The other files of the artifact.
         created_by: Name and version of the writing package.
+        learned: What it learned from; None where whoever saved it did not say.
     """
 
     format_version: int
@@ -94,14 +114,15 @@ class Manifest:
     space: str
     files: tuple[StoredFile, ...]
     created_by: str
+    learned: Learned | None = None
 
 
-def save_encoder(encoder: StorableEncoder, directory: str | os.PathLike[str]) -> str:
+def save_encoder(encoder: StorableEncoder, directory: str | os.PathLike[str], learned: Learned | None = None) -> str:
     """Writes an encoder's artifact into ``directory``, replacing one that is there, and returns its space.
 
     Data files carry a digest in their name and the manifest is replaced last, atomically: a reader finds
     the whole old artifact or the whole new one, also after a crash at any point. Saving the same encoder
-    again changes nothing.
+    again changes nothing. ``learned`` is recorded beside it, and is no part of its space.
 
     Raises:
         ArtifactError: The folder cannot be written.
@@ -119,6 +140,7 @@ def save_encoder(encoder: StorableEncoder, directory: str | os.PathLike[str]) ->
         space=space_of(state),
         files=tuple(StoredFile(name, len(data), _sha256(data)) for name, data in contents.items()),
         created_by=f"feast-embeddings {_package_version()}",
+        learned=learned,
     )
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -157,6 +179,8 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
         )
     try:
         fields["files"] = tuple(StoredFile(**file) for file in fields["files"])
+        if fields.get("learned") is not None:
+            fields["learned"] = Learned(**fields["learned"])
         return Manifest(**{**fields, "behavior_types": tuple(fields["behavior_types"])})
     except (KeyError, TypeError) as error:
         raise ArtifactError(

@@ -5,6 +5,7 @@ from feast_embeddings.models.sequence.averaged import AveragedTraining, EpochRep
 from feast_embeddings.models.sequence.cached import CachedState, empty_state
 from feast_embeddings.models.sequence.config import SequenceConfig, TrainingConfig
 from feast_embeddings.models.sequence.model import SequenceEncoder
+from feast_embeddings.models.sequence.progress import TrainingProgress
 from feast_embeddings.models.sequence.trainer import Builder
 from feast_embeddings.models.sequence.training import TrainResult, train
 
@@ -18,6 +19,7 @@ __all__ = [
     "SequenceEncoder",
     "TrainResult",
     "TrainingConfig",
+    "TrainingProgress",
     "empty_state",
     "mixed",
     "train",

@@ -43,24 +43,16 @@ class Checkpoint:
                 file.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, directory: Path, run: str) -> Checkpoint | None:
+    def load(cls, directory: Path) -> Checkpoint | None:
         """The checkpoint in ``directory``, or None where there is none.
 
         Raises:
-            ArtifactError: It is damaged, or belongs to another run.
+            ArtifactError: It is damaged.
         """
         if not (directory / _PROGRESS).exists():
             return None
         try:
             facts = json.loads((directory / _PROGRESS).read_bytes())
-            checkpoint = cls(facts["run"], facts["progress"], load_file(directory / facts["tensors"]))
+            return cls(facts["run"], facts["progress"], load_file(directory / facts["tensors"]))
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise ArtifactError(
-                f"Training checkpoint {directory} is damaged ({error}): pass resume=False, or another checkpoint_dir."
-            ) from error
-        if checkpoint.run != run:
-            raise ArtifactError(
-                f"Training checkpoint {directory} belongs to another configuration or other histories: "
-                "pass resume=False to start over, or another checkpoint_dir."
-            )
-        return checkpoint
+            raise ArtifactError(f"Training checkpoint {directory} is damaged ({error}).") from error

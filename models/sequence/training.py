@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import Progress
 
 from feast_embeddings.models.encoder import Device, HistoryBatch, choose_device
-from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.errors import ArtifactError, DeclarationError
 from feast_embeddings.models.sequence.averaged import EpochReport
 from feast_embeddings.models.sequence.checkpoint import Checkpoint
 from feast_embeddings.models.sequence.config import TrainingConfig
 from feast_embeddings.models.sequence.model import SequenceEncoder
+from feast_embeddings.models.sequence.progress import TrainingProgress
 from feast_embeddings.models.sequence.trainer import Builder, Trainer, check_trainable
 from feast_embeddings.models.types import Float32s
 
@@ -52,9 +52,9 @@ def train(
     """Trains on whole histories, one per entity; the same input gives the same weights on one machine.
 
     With ``config.checkpoint_dir`` every whole epoch is kept there, and a later call with the same configuration
-    and histories goes on from the last one to the very weights of an undisturbed run (``max_epochs``,
-    ``max_minutes`` and ``patience`` may differ). Where a time limit cuts an epoch short, its weights are
-    validated and may be kept, but not checkpointed.
+    and histories goes on from the last one to the very weights of an undisturbed run (``max_minutes`` and
+    ``patience`` may differ, and ``max_epochs`` be more). Any other training begins anew in its place, and says so.
+    Where a time limit cuts an epoch short, its weights are validated and may be kept, but not checkpointed.
 
     Args:
         config: Architecture and training.
@@ -62,14 +62,13 @@ def train(
         behavior_types: Names behind the codes.
         type_weights: Weight of each type's behaviors as targets; those of weight 0 or less are input only.
             Default: 1 each.
-        progress: Whether to draw a progress bar.
+        progress: Whether to tell each epoch on stderr: a bar on a terminal, lines elsewhere.
         device: cuda, mps or cpu; None chooses.
         build: Makes the encoder, such as `fusion.fusing` for items with text and attributes.
 
     Raises:
         BehaviorSourceError: There is nothing to learn from.
         DeclarationError: Types and weights do not match, or a value of the configuration is out of range.
-        ArtifactError: The checkpoint is damaged or belongs to another run.
     """
     weights = np.ones(len(behavior_types)) if type_weights is None else np.asarray(type_weights)
     check_trainable(histories)
@@ -77,10 +76,10 @@ def train(
     chosen = choose_device(device)
     trainer = Trainer(config, histories, tuple(behavior_types), weights.astype(np.float32), chosen, build)
     directory = Path(config.checkpoint_dir) if config.checkpoint_dir is not None else None
-    if directory is not None and config.resume and (checkpoint := Checkpoint.load(directory, trainer.identity)):
-        trainer.restore(checkpoint)
-    with _deterministic(chosen), Progress(disable=not progress) as bar:
-        stopped_by = _run(trainer, directory, bar)
+    with _deterministic(chosen), TrainingProgress(_limit(config), shown=progress) as shown:
+        if directory is not None and config.resume:
+            _take_up(trainer, directory, shown)
+        stopped_by = _run(trainer, directory, shown)
     encoder = trainer.best.requires_grad_(requires_grad=True)
     return TrainResult(encoder, tuple(trainer.reports), trainer.best_epoch, stopped_by)
 
@@ -109,24 +108,43 @@ def _check(config: TrainingConfig, histories: HistoryBatch, types: Sequence[str]
         )
 
 
-def _run(trainer: Trainer, directory: Path | None, bar: Progress) -> str:
+def _limit(config: TrainingConfig) -> int:
+    """The most epochs that a training has."""
+    return min(config.max_epochs, config.decay_epochs or config.max_epochs)
+
+
+def _take_up(trainer: Trainer, directory: Path, shown: TrainingProgress) -> None:
+    """Goes on from the checkpoint of this very training; any other is no obstacle, and is replaced."""
+    try:
+        checkpoint = Checkpoint.load(directory)
+    except ArtifactError as error:
+        shown.say(f"{error} Training begins anew.")
+        return
+    if checkpoint is None:
+        return
+    done = int(checkpoint.progress["epoch"])
+    if checkpoint.run != trainer.identity or done > _limit(trainer.config):
+        shown.say(f"{directory} holds a training of another configuration or other behaviors: this one begins anew.")
+        return
+    trainer.restore(checkpoint)
+    shown.say(f"Goes on after epoch {done}, from {directory}.")
+
+
+def _run(trainer: Trainer, directory: Path | None, shown: TrainingProgress) -> str:
     """Epochs until a limit, which it returns by name."""
     config = trainer.config
     deadline = np.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
-    limit = min(config.max_epochs, config.decay_epochs or config.max_epochs)
-    task = bar.add_task("training", total=limit)
+    limit = _limit(config)
     while len(trainer.reports) < limit:
         done = len(trainer.reports)
 
         def advance(share: float, done: int = done) -> None:
-            bar.update(task, completed=done + share)
+            shown.advance(done + share)
 
         if done - trainer.best_epoch >= config.patience:
             return "patience"
         whole = trainer.epoch(float(deadline), advance)
-        report = trainer.reports[-1]
-        score = "" if report.ndcg10 is None else f", NDCG@10 {report.ndcg10:.4f}"
-        bar.update(task, description=f"epoch {report.epoch}, loss {report.loss:.3f}{score}")
+        shown.epoch(trainer.reports[-1])
         if not whole:
             return "max_minutes"
         if directory is not None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from feast_embeddings.models import Ragged, SequenceConfig, TrainingConfig, evaluate_ranking, train
-from feast_embeddings.models.errors import ArtifactError, BehaviorSourceError, DeclarationError
+from feast_embeddings.models.errors import BehaviorSourceError, DeclarationError
 from feast_embeddings.models.evaluation import inner_products, popularity
 
 
@@ -99,22 +99,23 @@ def test_a_finished_run_is_not_trained_again(small_config, make_markov, tmp_path
     assert same_weights(first, second)
 
 
-def test_a_checkpoint_of_another_run_is_refused(small_config, make_markov, tmp_path):
-    config = replace(small_config, max_epochs=1, checkpoint_dir=tmp_path)
-    train(config, make_markov(50), behavior_types=["view"])
-    with pytest.raises(ArtifactError, match=r"belongs to another configuration.*resume=False"):
-        train(config, make_markov(50, seed=1), behavior_types=["view"])
-    over = train(replace(config, resume=False), make_markov(50, seed=1), behavior_types=["view"])
-    assert len(over.epochs) == 1
+@pytest.mark.parametrize("changes", [{}, {"seed": 3}, {"max_epochs": 1}])
+def test_a_checkpoint_of_another_run_is_no_obstacle(changes, small_config, make_markov, tmp_path, capsys):
+    config = replace(small_config, max_epochs=2, checkpoint_dir=tmp_path)
+    train(config, make_markov(50, seed=1 if not changes else 0), behavior_types=["view"])
+    other = replace(config, **changes)
+    over = train(other, make_markov(50), behavior_types=["view"], progress=True)
+    assert same_weights(over, train(replace(other, checkpoint_dir=None), make_markov(50), behavior_types=["view"]))
+    assert "another configuration or other behaviors: this one begins anew" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_named(small_config, make_markov, tmp_path):
+def test_a_damaged_checkpoint_is_named_and_replaced(small_config, make_markov, tmp_path, capsys):
     config = replace(small_config, max_epochs=1, checkpoint_dir=tmp_path)
-    train(config, make_markov(50), behavior_types=["view"])
+    first = train(config, make_markov(50), behavior_types=["view"])
     (tensors,) = tmp_path.glob("*.safetensors")
     tensors.write_bytes(tensors.read_bytes()[:100])
-    with pytest.raises(ArtifactError, match=r"is damaged.*resume=False"):
-        train(config, make_markov(50), behavior_types=["view"])
+    assert same_weights(first, train(config, make_markov(50), behavior_types=["view"], progress=True))
+    assert "is damaged" in capsys.readouterr().err
 
 
 def test_patience_ends_training(small_config, make_histories):
