@@ -1,4 +1,4 @@
-"""Feast's DuckDB store, extended: embedding, history and activity views answer with what was served.
+"""Feast's DuckDB store, extended: embedding, history, activity and behaviors views answer with what was served.
 
 Every other view goes to stock Feast; only its relative paths are read from the feature repo, wherever the
 process stands, and its rows come back in the order of ``entity_df``.
@@ -46,7 +46,7 @@ from feast_embeddings.materialize.retrieval import (
     check_names,
 )
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.transformations.views import KIND
+from feast_embeddings.transformations.views import BEHAVIORS_KIND, KIND
 
 
 @atexit.register
@@ -112,7 +112,8 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):
             rows.ids(each.view)
             _check_created(each.view, filter_by_created_timestamp)
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
-        compute = [partial(_answer, each, rows, config, registry, project) for each in ours]
+        past = Past(Workspace.of(config), registry, project, filter_by_created_timestamp) if ours else None
+        compute = [partial(past.answer, each, rows) for each in ours] if past else []
         if ordinary or any(view.mode == "substrait" for view in on_demand):
             by_created = filter_by_created_timestamp
             job = _stock_job(rows, ordinary, feature_refs, config, registry, full_feature_names, by_created)
@@ -183,7 +184,7 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):
             DeclarationError: The view is an embedding, history or activity view: nothing is written to those.
         """
         kind = feature_view.tags.get(KIND)
-        if kind in ANSWERED:
+        if kind in ANSWERED and kind != BEHAVIORS_KIND:
             raise DeclarationError(
                 f"Feature view {feature_view.name!r} is an {kind} view, written by materialization alone: append "
                 "behaviors to its behavior table instead."
@@ -195,10 +196,6 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):
             progress=progress,
             data_source_writer=_write_resolved,
         )
-
-
-def _answer(asked: Asked, rows: EntityRows, config: RepoConfig, registry: BaseRegistry, project: str) -> Columns:
-    return Past(Workspace.of(config), registry, project).answer(asked, rows)
 
 
 def _check_created(view: FeatureView, filter_by_created_timestamp: bool) -> None:
