@@ -119,7 +119,8 @@ class EmbeddingEngine(LocalComputeEngine):
         # Feast's public ways from a table to its protos are methods of a store or a provider; an engine has neither.
         key_types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
         protos = _convert_arrow_to_proto(rows, view, key_types)
-        self.online_store.online_write_batch(self.repo_config, view, protos, None)
+        # A write without a progress is a push to the online store, which appends pushed behaviors to their stream.
+        self.online_store.online_write_batch(self.repo_config, view, protos, lambda _: None)
 
     def _embed(self, registry: BaseRegistry, task: MaterializationTask) -> None:
         spec = spec_of(task.feature_view)

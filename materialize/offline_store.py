@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ibis
+import ibis.expr.datatypes as dt
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -207,6 +208,21 @@ def _check_created(view: FeatureView, filter_by_created_timestamp: bool) -> None
         )
 
 
+@ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
+def epoch_ns(moment: dt.unknown) -> dt.int64:
+    """DuckDB's function of this name."""
+
+
+@ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
+def divide(number: dt.int64, by: dt.int64) -> dt.int64:
+    """DuckDB's whole division."""
+
+
+@ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
+def make_timestamptz(us: dt.int64) -> dt.Timestamp("UTC", 6):
+    """DuckDB's function of this name."""
+
+
 # ── ordinary views ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -250,7 +266,11 @@ def _stock_columns(job: RetrievalJob, rows: EntityRows) -> Columns:
 
 
 def _read_resolved(source: DataSource, repo_path: str) -> ibis.Table:
-    return _read_data_source(_resolved(source, repo_path, reading=True), repo_path)
+    table = _read_data_source(_resolved(source, repo_path, reading=True), repo_path)
+    # pandas' default in parquet, which DuckDB reads as a type that it neither compares nor casts to other timestamps
+    finer = [name for name, kind in table.schema().items() if kind.is_unknown() and "TIMESTAMPTZ_NS" in str(kind)]
+    floored = {name: make_timestamptz(divide(epoch_ns(table[name]), 1_000)) for name in finer}
+    return table.mutate(**floored) if finer else table
 
 
 def _write_resolved(

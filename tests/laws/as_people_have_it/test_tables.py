@@ -176,13 +176,7 @@ def test_text_in_a_column_of_numbers_is_named_everywhere(make_repo: MakeRepo) ->
             job()
 
 
-def test_a_push_with_a_bad_row_has_no_effect(make_repo: MakeRepo) -> None:
-    """Feast itself writes rows up to the first that it cannot convert."""
-    repo = delivered(make_repo, rows(at=[T0], user=[9]))
-    del repo
-
-
-def test_cancelled_behaviors_are_known_until_they_are_cancelled_and_created_times_hold(make_repo: MakeRepo) -> None:
+def test_behaviors_are_known_from_their_created_time_where_it_is_asked_for(make_repo: MakeRepo) -> None:
     # Given two behaviors, the later one written a day after it happened
     repo = delivered(
         make_repo,
