@@ -219,7 +219,7 @@ def divide(number: dt.int64, by: dt.int64) -> dt.int64:
 
 
 @ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
-def make_timestamptz(us: dt.int64) -> dt.Timestamp("UTC", 6):
+def make_timestamptz(us: dt.int64) -> dt.Timestamp("UTC", 6):  # type: ignore[valid-type]
     """DuckDB's function of this name."""
 
 
