@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -24,7 +22,7 @@ from feast_embeddings.materialize.clock import us_of
 from feast_embeddings.materialize.declare import STATE, is_embedding, spec_of
 from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.materialize.online import OnlineServer
-from feast_embeddings.materialize.ticks import Outcome, Runner, write_activity
+from feast_embeddings.materialize.ticks import Outcome, Runner, check_end, write_plain
 from feast_embeddings.materialize.upkeep import retire
 from feast_embeddings.models.errors import FeastEmbeddingsError
 from feast_embeddings.transformations.views import ACTIVITY_KIND, BEHAVIORS_KIND, EMBEDDING_KIND, HISTORY_KIND, KIND
@@ -100,16 +98,17 @@ class EmbeddingEngine(LocalComputeEngine):
         self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
     ) -> LocalMaterializationJob:
         kind = task.feature_view.tags.get(KIND)
-        if kind not in (EMBEDDING_KIND, HISTORY_KIND, ACTIVITY_KIND):
-            return super()._materialize_one(registry, _from_the_table(task), **kwargs)
+        if kind not in (EMBEDDING_KIND, HISTORY_KIND, ACTIVITY_KIND, BEHAVIORS_KIND):
+            return super()._materialize_one(registry, task, **kwargs)
         job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
         try:
             if kind == EMBEDDING_KIND:
                 self._embed(registry, task)
-            elif kind == ACTIVITY_KIND:
-                rows = write_activity(self.workspace, registry, task, partial(self._write, task.feature_view))
+            elif kind in (ACTIVITY_KIND, BEHAVIORS_KIND):
+                rows = write_plain(self.workspace, registry, task, partial(self._write, task.feature_view))
                 print(f"{task.feature_view.name}: {rows:,} rows as of {task.end_time:%Y-%m-%d %H:%M:%S}")
             else:
+                check_end(task.feature_view.name, us_of(task.end_time))
                 print(f"{task.feature_view.name}: written by the ticks of its embedding view")
         except Exception as error:
             return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
@@ -120,7 +119,8 @@ class EmbeddingEngine(LocalComputeEngine):
         # Feast's public ways from a table to its protos are methods of a store or a provider; an engine has neither.
         key_types = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
         protos = _convert_arrow_to_proto(rows, view, key_types)
-        self.online_store.online_write_batch(self.repo_config, view, protos, None)
+        # A write without a progress is a push to the online store, which appends pushed behaviors to their stream.
+        self.online_store.online_write_batch(self.repo_config, view, protos, lambda _: None)
 
     def _embed(self, registry: BaseRegistry, task: MaterializationTask) -> None:
         spec = spec_of(task.feature_view)
@@ -140,16 +140,6 @@ class EmbeddingEngine(LocalComputeEngine):
             retire(self.workspace, server, registry, seconds=RETIRE_S)
         except FeastEmbeddingsError as error:
             print(f"retired fills are left to a later job: {error}")
-
-
-def _from_the_table(task: MaterializationTask) -> MaterializationTask:
-    """The task without its view's push source: Feast's local engine would look for the renaming of columns there."""
-    view = task.feature_view
-    if view.tags.get(KIND) != BEHAVIORS_KIND or view.stream_source is None:
-        return task
-    plain = copy.copy(view)
-    plain.stream_source = None
-    return replace(task, feature_view=plain)
 
 
 def _is_incremental(task: MaterializationTask) -> bool:

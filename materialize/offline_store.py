@@ -1,4 +1,4 @@
-"""Feast's DuckDB store, extended: embedding, history and activity views answer with what was served.
+"""Feast's DuckDB store, extended: embedding, history, activity and behaviors views answer with what was served.
 
 Every other view goes to stock Feast; only its relative paths are read from the feature repo, wherever the
 process stands, and its rows come back in the order of ``entity_df``.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ibis
+import ibis.expr.datatypes as dt
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -46,7 +47,7 @@ from feast_embeddings.materialize.retrieval import (
     check_names,
 )
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.transformations.views import KIND
+from feast_embeddings.transformations.views import BEHAVIORS_KIND, KIND
 
 
 @atexit.register
@@ -112,7 +113,8 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):
             rows.ids(each.view)
             _check_created(each.view, filter_by_created_timestamp)
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
-        compute = [partial(_answer, each, rows, config, registry, project) for each in ours]
+        past = Past(Workspace.of(config), registry, project, filter_by_created_timestamp) if ours else None
+        compute = [partial(past.answer, each, rows) for each in ours] if past else []
         if ordinary or any(view.mode == "substrait" for view in on_demand):
             by_created = filter_by_created_timestamp
             job = _stock_job(rows, ordinary, feature_refs, config, registry, full_feature_names, by_created)
@@ -183,7 +185,7 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):
             DeclarationError: The view is an embedding, history or activity view: nothing is written to those.
         """
         kind = feature_view.tags.get(KIND)
-        if kind in ANSWERED:
+        if kind in ANSWERED and kind != BEHAVIORS_KIND:
             raise DeclarationError(
                 f"Feature view {feature_view.name!r} is an {kind} view, written by materialization alone: append "
                 "behaviors to its behavior table instead."
@@ -197,10 +199,6 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):
         )
 
 
-def _answer(asked: Asked, rows: EntityRows, config: RepoConfig, registry: BaseRegistry, project: str) -> Columns:
-    return Past(Workspace.of(config), registry, project).answer(asked, rows)
-
-
 def _check_created(view: FeatureView, filter_by_created_timestamp: bool) -> None:
     created = view.batch_source is not None and view.batch_source.created_timestamp_column
     if filter_by_created_timestamp and view.tags[KIND] == "activity" and created:
@@ -208,6 +206,21 @@ def _check_created(view: FeatureView, filter_by_created_timestamp: bool) -> None
             f"Activity view {view.name!r} counts by event time, and cannot leave out what was created later: ask for "
             "it without filter_by_created_timestamp, in a retrieval of its own."
         )
+
+
+@ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
+def epoch_ns(moment: dt.unknown) -> dt.int64:
+    """DuckDB's function of this name."""
+
+
+@ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
+def divide(number: dt.int64, by: dt.int64) -> dt.int64:
+    """DuckDB's whole division."""
+
+
+@ibis.udf.scalar.builtin  # type: ignore[untyped-decorator]
+def make_timestamptz(us: dt.int64) -> dt.Timestamp("UTC", 6):  # type: ignore[valid-type]
+    """DuckDB's function of this name."""
 
 
 # ── ordinary views ───────────────────────────────────────────────────────────────────────────────────────────
@@ -253,7 +266,11 @@ def _stock_columns(job: RetrievalJob, rows: EntityRows) -> Columns:
 
 
 def _read_resolved(source: DataSource, repo_path: str) -> ibis.Table:
-    return _read_data_source(_resolved(source, repo_path, reading=True), repo_path)
+    table = _read_data_source(_resolved(source, repo_path, reading=True), repo_path)
+    # pandas' default in parquet, which DuckDB reads as a type that it neither compares nor casts to other timestamps
+    finer = [name for name, kind in table.schema().items() if kind.is_unknown() and "TIMESTAMPTZ_NS" in str(kind)]
+    floored = {name: make_timestamptz(divide(epoch_ns(table[name]), 1_000)) for name in finer}
+    return table.mutate(**floored) if finer else table
 
 
 def _write_resolved(

@@ -32,7 +32,7 @@ from feast_embeddings.materialize.serving import (
     warm_up_quietly,
     with_sessions,
 )
-from feast_embeddings.materialize.stream import append_pushed
+from feast_embeddings.materialize.stream import append_pushed, check_pushed, newest_first
 from feast_embeddings.materialize.upkeep import LivingRows
 from feast_embeddings.models.errors import OnlineStoreError
 from feast_embeddings.transformations.views import tags
@@ -116,7 +116,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
             SpaceError: The view is pinned to a space that is not served.
         """
         with self._bound(config).reaching():
-            if kind_of(table) is None:
+            if tags.kind_of(table) is None:
                 return super().online_read(config, table, entity_keys, requested_features)
         read = RowsRead(self._bound(config), config, table, entity_keys, requested_features)
         read.run()
@@ -131,7 +131,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
     ) -> list[Row]:
         """As :meth:`online_read`."""
         with self._bound(config).reaching():
-            if kind_of(table) is None:
+            if tags.kind_of(table) is None:
                 return await super().online_read_async(config, table, entity_keys, requested_features)
         read = RowsRead(self._bound(config), config, table, entity_keys, requested_features)
         await read.run_async()
@@ -141,11 +141,12 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         self, config: RepoConfig, grouped_refs: Sequence[Any], *request: Any, **options: Any
     ) -> None:
         server = self._bound(config)
-        if all(kind_of(table) is None for table, _ in grouped_refs):
+        asked = Request(*request, **options)
+        if all(tags.kind_of(table) is None for table, _ in grouped_refs) and asked.complete:
             with server.reaching():
                 super()._read_features_per_fv(config, grouped_refs, *request, **options)
             return
-        read = ResponseRead(server, config, grouped_refs, Request(*request, **options))
+        read = ResponseRead(server, config, grouped_refs, asked)
         read.run()
         read.respond()
 
@@ -153,11 +154,12 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         self, config: RepoConfig, grouped_refs: Sequence[Any], *request: Any, **options: Any
     ) -> None:
         server = self._bound(config)
-        if all(kind_of(table) is None for table, _ in grouped_refs):
+        asked = Request(*request, **options)
+        if all(tags.kind_of(table) is None for table, _ in grouped_refs) and asked.complete:
             with server.reaching():
                 await super()._read_features_per_fv_async(config, grouped_refs, *request, **options)
             return
-        read = ResponseRead(server, config, grouped_refs, Request(*request, **options))
+        read = ResponseRead(server, config, grouped_refs, asked)
         await read.run_async()
         read.respond()
 
@@ -168,13 +170,16 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         data: list[WriteRow],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Writes rows of an ordinary view as stock Feast does; behaviors of the erased are left out.
+        """Writes rows of an ordinary view as stock Feast does; of behaviors, the latest of each entity.
+
+        What is no behavior, and what an erasure covers, is left out.
 
         Behaviors that were pushed (a materialization, unlike a push, has a ``progress``) are appended to their stream
         first, if one is declared: at least once, since a caller that sees an error pushes them again.
 
         Raises:
-            OnlineStoreError: The view is written by ticks alone, or Redis cannot be reached.
+            OnlineStoreError: The view is written by ticks alone, Redis cannot be reached, or a behavior has no entity
+                or no time: then nothing is written.
         """
         _refuse_own(table)
         server = self._bound(config)
@@ -182,6 +187,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
             rows = self._living(config, table, data)
             if progress is None:
                 append_pushed(server.open(), config.project, table, rows)
+                rows = newest_first(table, rows)
             super().online_write_batch(config, table, rows, progress)
 
     async def online_write_batch_async(
@@ -198,11 +204,13 @@ class EmbeddingOnlineStore(RedisOnlineStore):
             rows = self._living(config, table, data)
             if progress is None:
                 await asyncio.to_thread(append_pushed, server.open(), config.project, table, rows)
+                rows = newest_first(table, rows)
             await super().online_write_batch_async(config, table, rows, progress)
 
     def _living(self, config: RepoConfig, table: FeatureView, data: list[WriteRow]) -> list[WriteRow]:
         if (table.tags or {}).get(tags.KIND) != tags.BEHAVIORS_KIND:
             return data
+        check_pushed(table, data)
         if self._rows is None or self._rows.config is not config:
             self._rows = LivingRows(config)
         return self._rows.of(table, data)

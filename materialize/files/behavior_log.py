@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from feast import FeatureView
 
+from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.declare import source_of
 from feast_embeddings.materialize.files.appended import TICK, part_pattern, part_range, parts_folder, rows_of_ticks
 from feast_embeddings.materialize.ledger import NEVER, Ledger, Tick, Tombstones
@@ -93,6 +94,11 @@ class BehaviorLog:
         bounds = {"event_us": (None, end_us), "created_us": (None, self._created(created_until_us))}
         raw = read_behaviors(self._files, self.contract, **bounds, entities=entities, undated=entities is None)
         return self.judged(raw, max(end_us, created_until_us)).behaviors
+
+    def happened(self, start_us: int, end_us: int) -> Prepared:
+        """Every behavior with ``start_us <= event time < end_us``, whatever the cleaning rules say."""
+        raw = self._read(start_us, end_us, None, None, undated=True)
+        return replace(self, rules=CleaningRules(cancellations=False)).judged(raw, max(end_us, now_us()))
 
     def parts_until(self, end_us: int, created_until_us: int) -> Iterator[pa.Table]:
         """Raw rows of :meth:`until`, a part in memory at a time."""

@@ -1,4 +1,4 @@
-"""What embedding, history and activity views answer in a retrieval, each by its kind."""
+"""What behaviors, embedding, history and activity views answer in a retrieval, each by its kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 
 from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs, pinned_space, spec_of, ttl_us
 from feast_embeddings.materialize.files import BehaviorLog, Workspace, ids_of
-from feast_embeddings.materialize.retrieval.recomputed import activity_at, history_at
+from feast_embeddings.materialize.retrieval.recomputed import activity_at, behaviors_at, history_at
 from feast_embeddings.materialize.retrieval.rows import Asked, EntityRows
 from feast_embeddings.materialize.retrieval.served import served_space, served_vectors
 from feast_embeddings.models import read_manifest
@@ -20,6 +20,7 @@ from feast_embeddings.transformations import activity_spec_of
 from feast_embeddings.transformations.views import (
     ACTIVITY_KIND,
     BEHAVIORS,
+    BEHAVIORS_KIND,
     EMBEDDING,
     EMBEDDING_KIND,
     HISTORY_KIND,
@@ -27,17 +28,22 @@ from feast_embeddings.transformations.views import (
 )
 
 Columns = Mapping[str, pa.ChunkedArray]
-ANSWERED = (EMBEDDING_KIND, HISTORY_KIND, ACTIVITY_KIND)
+ANSWERED = (EMBEDDING_KIND, HISTORY_KIND, ACTIVITY_KIND, BEHAVIORS_KIND)
 """Kinds of views that :class:`Past` answers."""
 
 
 @dataclass(frozen=True)
 class Past:
-    """The past of one project."""
+    """The past of one project.
+
+    Attributes:
+        by_created: Whether behaviors count from their created time on.
+    """
 
     workspace: Workspace
     registry: BaseRegistry
     project: str
+    by_created: bool = False
 
     def answer(self, asked: Asked, rows: EntityRows) -> Columns:
         """The features asked of one view, [n], by the names of their columns.
@@ -46,7 +52,12 @@ class Past:
             SpaceError: The view is pinned to a space that is not served.
         """
         kind = asked.view.tags[KIND]
-        answers = {EMBEDDING_KIND: self._embedding, HISTORY_KIND: self._history, ACTIVITY_KIND: self._activity}
+        answers = {
+            EMBEDDING_KIND: self._embedding,
+            HISTORY_KIND: self._history,
+            ACTIVITY_KIND: self._activity,
+            BEHAVIORS_KIND: self._behaviors,
+        }
         found = answers[kind](asked.view, rows)
         return {column: found[feature] for feature, column in asked.columns.items()}
 
@@ -67,6 +78,10 @@ class Past:
     def _activity(self, view: FeatureView, rows: EntityRows) -> Columns:
         log, spec = self._behaviors_of(view), activity_spec_of(view)
         return _computed(view, rows, lambda ids, times_us: activity_at(log, spec, ids, times_us))
+
+    def _behaviors(self, view: FeatureView, rows: EntityRows) -> Columns:
+        log = BehaviorLog.of(view, self.workspace.root, self.workspace.ledger)
+        return _computed(view, rows, lambda ids, times_us: behaviors_at(log, ids, times_us, by_created=self.by_created))
 
     def _behaviors_of(self, view: FeatureView) -> BehaviorLog:
         behaviors = self.registry.get_feature_view(view.tags[BEHAVIORS], self.project)

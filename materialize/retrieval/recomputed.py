@@ -1,4 +1,4 @@
-"""History and activity views in the past, computed from the behavior log with nothing that came later.
+"""Behaviors, history and activity views in the past, computed from the behavior log with nothing that came later.
 
 A history is what the ticks had written online by then: it stands at the end of the last tick published at or
 before t. Activity has no ticks, and stands at t itself.
@@ -30,6 +30,7 @@ from feast_embeddings.transformations import (
     prepare,
     read_behaviors,
 )
+from feast_embeddings.transformations.histories import RECENCY, latest, latest_rows
 from feast_embeddings.transformations.views import HISTORY_FEATURES
 
 _Part = tuple[Int64s, HistoryBatch, Int64s]
@@ -92,7 +93,10 @@ def histories_left(
 
 
 def activity_at(log: BehaviorLog, spec: ActivitySpec, ids: Ids, times_us: Int64s) -> pa.Table:
-    """Activity of entities [n] as of int64 [n] microseconds, from behaviors strictly before each time."""
+    """Activity of entities [n] as of int64 [n] microseconds, from behaviors strictly before each time.
+
+    Null where there is none: online, such an entity has no row.
+    """
     behaviors = _until(log, ids, int(times_us.max(initial=0)), CleaningRules(cancellations=False))
     table = activity(clean(behaviors, log.contract, log.rules), log.contract, spec, ids, times_us)
     for rows in _blocks(np.flatnonzero(_before_a_cancellation(log, behaviors, ids, times_us))):
@@ -101,7 +105,18 @@ def activity_at(log: BehaviorLog, spec: ActivitySpec, ids: Ids, times_us: Int64s
         order = np.arange(len(ids), dtype=np.int64)
         order[rows] = len(ids) + np.arange(len(rows))
         table = pa.concat_tables([table, again]).take(pa.array(order))
-    return table
+    known = table[RECENCY].is_valid()
+    return table.take(pc.if_else(known, pa.array(np.arange(len(ids))), None))
+
+
+def behaviors_at(log: BehaviorLog, ids: Ids, times_us: Int64s, *, by_created: bool) -> pa.Table:
+    """The latest behavior of entities [n] at or before int64 [n] microseconds, whatever the cleaning rules say.
+
+    With ``by_created``, only behaviors that were written by then count.
+    """
+    behaviors = _until(log, ids, int(times_us.max(initial=0)) + 1, CleaningRules(cancellations=False))
+    written_us = behaviors.written_us if by_created else None
+    return latest(behaviors, log.contract, latest_rows(behaviors, ids, times_us, written_us))
 
 
 # ── activity: no cancellation acts before its time ───────────────────────────────────────────────────────────

@@ -17,12 +17,15 @@ from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMeta
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.saved_dataset import SavedDatasetStorage
 from feast.types import String
+from pandas.api.types import infer_dtype
 
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.types import Int64s
 
 ROW = "__feast_embeddings_row"
 _UTC_US = pa.timestamp("us", tz="UTC")
+_EPOCH, _IMPLAUSIBLE = pd.Timestamp(0, tz="UTC"), pd.Timedelta(days=31)
+_NUMBERS = ("integer", "floating", "mixed-integer", "mixed-integer-float", "decimal", "boolean")
 _NO_TIME = np.iinfo(np.int64).min
 
 
@@ -47,7 +50,8 @@ class EntityRows:
         """Reads an ``entity_df``: timestamps without a zone are UTC, as everywhere in Feast.
 
         Raises:
-            DeclarationError: It is no data frame, has no event timestamp, or a column of mixed types.
+            DeclarationError: It is no data frame, has no event timestamp or implausible ones, or a column of mixed
+                types.
         """
         if not isinstance(entity_df, pd.DataFrame):
             raise DeclarationError(
@@ -55,12 +59,7 @@ class EntityRows:
                 "answers a pandas DataFrame: give one with the join keys and an event_timestamp per row."
             )
         timestamp = _timestamp_of(entity_df)
-        try:
-            times = pd.to_datetime(entity_df[timestamp], utc=True)
-        except (ValueError, TypeError) as error:
-            raise DeclarationError(
-                f"Column {timestamp!r} of entity_df does not hold times ({error}): give datetimes or ISO 8601 text."
-            ) from error
+        times = _times_of(entity_df[timestamp])
         frame = entity_df.assign(**{timestamp: times}).reset_index(drop=True)
         try:
             table = pa.Table.from_pandas(frame, preserve_index=False)
@@ -220,6 +219,32 @@ def check_names(rows: EntityRows, asked: Sequence[Asked]) -> None:
                     "something else: ask with full_feature_names=True, or rename the column of entity_df."
                 )
             seen.add(name)
+
+
+def _times_of(column: pd.Series[Any]) -> pd.Series[Any]:
+    """The column as times of whole microseconds in UTC: floored, as every store keeps them.
+
+    Numbers, which pandas takes for nanoseconds, are refused; and times so near 1970 that they were numbers of another
+    unit before.
+    """
+    if infer_dtype(column, skipna=True) in _NUMBERS:
+        raise DeclarationError(
+            f"Column {column.name!r} of entity_df holds numbers, and which unit of time they count cannot be told: "
+            f"convert them, such as pd.to_datetime(entity_df[{column.name!r}], unit='ms', utc=True)."
+        )
+    try:
+        times = pd.to_datetime(column, utc=True, format="ISO8601").dt.floor("us")
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DeclarationError(
+            f"Column {column.name!r} of entity_df does not hold times ({error}): give datetimes or ISO 8601 text."
+        ) from error
+    if ((times >= _EPOCH) & (times < _EPOCH + _IMPLAUSIBLE)).any():
+        raise DeclarationError(
+            f"Column {column.name!r} of entity_df has times of January 1970, as numbers of seconds, milliseconds or "
+            "microseconds give when they are read as nanoseconds: convert them with their unit, such as "
+            "pd.to_datetime(numbers, unit='ms', utc=True)."
+        )
+    return times
 
 
 def _timestamp_of(frame: pd.DataFrame) -> str:

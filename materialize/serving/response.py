@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import compress
 from typing import Any, Final, cast
 
 import numpy as np
@@ -34,7 +35,7 @@ from feast_embeddings.materialize.online import (
 from feast_embeddings.materialize.serving.answer import current_answer, followed
 from feast_embeddings.materialize.serving.plan import Read, ViewRead
 from feast_embeddings.models.types import Ids
-from feast_embeddings.transformations.views import EMBEDDING, HISTORY_KIND
+from feast_embeddings.transformations.views import EMBEDDING, HISTORY_KIND, tags
 
 Row = tuple[datetime | None, dict[str, ValueProto] | None]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -63,6 +64,11 @@ class Request:
     full_feature_names: bool
     include_feature_view_version_metadata: bool
 
+    @property
+    def complete(self) -> bool:
+        """Whether every row names every entity: stock Feast raises a TypeError for a null one."""
+        return not any(_is_null(value) for values in self.join_key_values.values() for value in values)
+
     def add(self, view: ViewRead, features: list[str], rows: list[Row], entities: Entities | None) -> None:
         """Adds columns of a view as stock Feast does; without entities, empty ones."""
         places, length = (entities.places(), len(entities.row_of)) if entities is not None else ((), 0)
@@ -80,10 +86,12 @@ class Entities:
     Attributes:
         redis_keys: Their Redis keys [n].
         row_of: For each row of the request, in order, which entity it is.
+        nobody: Which of the entities stands for null ids, and has no row; -1: none.
     """
 
     redis_keys: Strings
     row_of: list[int]
+    nobody: int = -1
 
     def places(self) -> tuple[list[int], ...]:
         """For each entity, the rows of the request where it stands, as stock Feast has them."""
@@ -118,7 +126,22 @@ def entities_of(
         if kinds == {"string_val"}:
             row_of = [unique.setdefault(value.string_val, len(unique)) for value in values]
             return _of_one_key(config, join_key, np.array(list(unique), object), row_of)
-    return _any_entities(config, table, join_key_values, join_keys)
+    named = [not any(map(_is_null, row)) for row in zip(*columns.values(), strict=True)]
+    if all(named):
+        return _any_entities(config, table, join_key_values, join_keys)
+    kept = {key: list(compress(values, named)) for key, values in join_key_values.items()}
+    return _with_nobody(config, named, entities_of(config, table, kept, join_keys) if any(named) else Entities([], []))
+
+
+def _with_nobody(config: RepoConfig, named: list[bool], found: Entities) -> Entities:
+    """The entities of all rows, given those of the named ones: the others share a key under which nothing stands."""
+    nobody, rows = len(found.redis_keys), iter(found.row_of)
+    keys = [*map(bytes, found.redis_keys), *_redis_keys(config, [EntityKeyProto()])]
+    return Entities(keys, [next(rows) if each else nobody for each in named], nobody)
+
+
+def _is_null(value: Any) -> bool:
+    return value.WhichOneof("val") is None or value.HasField("null_val")
 
 
 def _of_one_key(config: RepoConfig, join_key: str, ids: Ids | list[int], row_of: list[int]) -> Entities:
@@ -194,13 +217,15 @@ class ResponseRead(Read):
     def respond(self) -> None:
         """Fills the response, view after view; the answer that it is of knows the manifests."""
         for view, entities in zip(self.views, self._entities, strict=True):
-            if kind_of(view.table) is not None:
+            if tags.kind_of(view.table) is not None:
                 add_columns(self._request, view, view.expired(), entities.row_of)
                 continue
             asked = [*view.features, f"_ts:{view.name}"]  # stock Feast leaves it in, and drops it later
             rows: list[Row] = [
                 (when, _values(view, reply)) for when, reply in zip(_times(view), view.replies, strict=True)
             ]
+            if entities.nobody >= 0:
+                rows[entities.nobody] = (None, None)
             self._request.add(view, asked, rows, entities)
         answer = current_answer()
         if answer is not None:
@@ -254,7 +279,7 @@ def add_columns(request: Request, view: ViewRead, expired: Sequence[int], row_of
     for number in range(len(features)):
         values: Sequence[bytes | None]
         values = [reply[number] if show else None for reply, show in zip(replies, shown, strict=True)]
-        if features[number] == EMBEDDING:
+        if view.encoder is not None and features[number] == EMBEDDING:
             values = as_float_lists(values, view.table.name)
         column = _spread(_VALUES, values, row_of) + _STATUSES + varint(len(row_of)) + spread_statuses + times
         response.results[start + number].MergeFromString(column)

@@ -7,7 +7,7 @@ from feast_embeddings.materialize.stream.kafka import Kafka, partitions_of
 from feast_embeddings.materialize.stream.metrics import COUNTERS, FRESHNESS, GAUGES, STAGES, StreamMetrics, quantile
 from feast_embeddings.materialize.stream.micro_batch import MicroBatches
 from feast_embeddings.materialize.stream.payloads import decode, to_arrow_payload, to_json_payloads
-from feast_embeddings.materialize.stream.push import append_behaviors, append_pushed
+from feast_embeddings.materialize.stream.push import append_behaviors, append_pushed, check_pushed, newest_first
 from feast_embeddings.materialize.stream.recompute import Replayed, lines_of, replay_stream
 from feast_embeddings.materialize.stream.recorded import ParquetReplay
 from feast_embeddings.materialize.stream.redis_streams import RedisStreams, agreed_partitions, waiting_since_us
@@ -37,11 +37,13 @@ __all__ = [
     "agreed_partitions",
     "append_behaviors",
     "append_pushed",
+    "check_pushed",
     "decode",
     "health_of",
     "histories_left_by_stream",
     "lines_of",
     "make_worker",
+    "newest_first",
     "partition_of",
     "partitions_of",
     "quantile",

@@ -1,6 +1,6 @@
 """The unit of work: membership, one way through its steps, refreshes and what they catch up with, cutovers."""
 
-from feast_embeddings.materialize.ticks.activity import write_activity
+from feast_embeddings.materialize.ticks.activity import check_end, write_plain
 from feast_embeddings.materialize.ticks.beside import held_back, hold_resource
 from feast_embeddings.materialize.ticks.compute import UserVectors
 from feast_embeddings.materialize.ticks.cutover import Cutovers, manifest_of
@@ -19,11 +19,12 @@ __all__ = [
     "Runner",
     "UserVectors",
     "ViewWork",
+    "check_end",
     "held_back",
     "hold_resource",
     "listening",
     "manifest_of",
     "progress",
     "reached",
-    "write_activity",
+    "write_plain",
 ]

@@ -9,11 +9,12 @@ from typing import Final
 
 from feast.infra.registry.base_registry import BaseRegistry
 
-from feast_embeddings.materialize.clock import iso, now_us
+from feast_embeddings.materialize.clock import iso
 from feast_embeddings.materialize.declare import Due, EmbeddingSpec
 from feast_embeddings.materialize.files import BehaviorLog, Workspace
 from feast_embeddings.materialize.ledger import Lease, Tick, held, holder, new_owner, refresh_resource, view_resource
 from feast_embeddings.materialize.online import OnlineServer, read_manifest
+from feast_embeddings.materialize.ticks.activity import check_end
 from feast_embeddings.materialize.ticks.agenda import Agenda
 from feast_embeddings.materialize.ticks.beside import gently, held_back, in_rounds, settle, wait_for_compaction
 from feast_embeddings.materialize.ticks.compute import TicksOfView, UserTicks
@@ -23,7 +24,7 @@ from feast_embeddings.materialize.ticks.marks import Marks
 from feast_embeddings.materialize.ticks.milestones import counter, reached
 from feast_embeddings.materialize.ticks.refresh import Refreshes
 from feast_embeddings.materialize.ticks.view_work import ViewWork
-from feast_embeddings.models.errors import LeaseError, OvertakenError, TickError
+from feast_embeddings.models.errors import LeaseError, OvertakenError
 
 TICKS_WAIT_S: Final = 600.0
 """How long a refresh waits for a job that runs ticks, catching up with it meanwhile."""
@@ -91,7 +92,7 @@ class Runner:
             TickError: ``end_us`` lies in the future, or before the view's watermark.
             LeaseError: Another job refreshes the view, or its ticks have not come to an end for ten minutes.
         """
-        self._check_end(end_us)
+        check_end(self.spec.view, end_us)
         with self._refreshing(self._owner) as refreshes:
             self._take_up_stopped_tick()
             self.cutovers.resume(self.spec.encoder)
@@ -110,7 +111,7 @@ class Runner:
             LeaseError: Another job runs the view's ticks; or a refresh is due, and another job is at one.
             OnlineStoreError: Redis has lost the live generation.
         """
-        self._check_end(end_us)
+        check_end(self.spec.view, end_us)
         if self.agenda.streamed and not self._has_work(end_us):
             self._marks.check()
             self.outcome.notice(f"no refresh is due up to {iso(end_us)}: 0 rows written")
@@ -292,13 +293,6 @@ class Runner:
         return bool(left) or pending or bool(self.agenda.due(end_us))
 
     # ── checks ───────────────────────────────────────────────────────────────────────────────────────────
-
-    def _check_end(self, end_us: int) -> None:
-        if end_us > now_us():
-            raise TickError(
-                f"View {self.spec.view!r}: the end {iso(end_us)} lies in the future: a watermark there would skip "
-                "the behaviors still to come; give an end at or before now."
-            )
 
     def _lost(self) -> str | None:
         """What Redis should hold of the live generation, and does not."""

@@ -124,6 +124,11 @@ class Behaviors:
         # Adding 0.0 turns the -0.0 that tiny negative values round to into 0.0: equal values, equal bits.
         return _value_keys(self.table["value"]).astype(np.float32) + np.float32(0.0)
 
+    @property
+    def written_us(self) -> Int64s:
+        """Created times in microseconds, event times where there are none: int64 [N]."""
+        return _time_ticks(pc.coalesce(self.table["created_time"], self.table["event_time"]))
+
     def select(self, mask: Bools) -> Behaviors:
         """The behaviors where ``mask`` (bool [N]) is true."""
         return self.from_sorted(self.table.filter(pa.array(mask)))

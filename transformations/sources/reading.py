@@ -221,7 +221,11 @@ def _common_schema(schemas: list[pa.Schema], contract: BehaviorContract, path: P
 
 
 def _plain(field: pa.Field) -> pa.Field:
-    return pa.field(field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type)
+    """The field without a dictionary, and in UTC if it has a zone: under any zone, equal instants are stored alike."""
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        kind = pa.timestamp(kind.unit, tz="UTC")
+    return pa.field(field.name, kind)
 
 
 def _scan(dataset: ds.Dataset, contract: BehaviorContract, wanted: ds.Expression | None, path: Place) -> pa.Table:

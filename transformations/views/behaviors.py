@@ -11,11 +11,11 @@ from feast.types import Float64, Int64, String
 
 from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.transformations.behaviors import BehaviorContract, CleaningRules
+from feast_embeddings.transformations.histories import LATEST_FEATURES
 from feast_embeddings.transformations.views import tags
 
 ID_TYPES = {"int64": Int64, "string": String}
 """Feast's type of an id, by the contract's."""
-_FEATURES = {"item": "item_id", "behavior_type": "behavior_type", "value": "value"}
 
 
 def behavior_source(name: str, path: str | Path, contract: BehaviorContract) -> FileSource:
@@ -27,7 +27,7 @@ def behavior_source(name: str, path: str | Path, contract: BehaviorContract) -> 
         contract: Which column is what.
     """
     renamed = {contract.entity: contract.join_key} | {
-        column: _FEATURES[role] for role, column in contract.columns.items() if role in _FEATURES
+        column: LATEST_FEATURES[role] for role, column in contract.columns.items() if role in LATEST_FEATURES
     }
     return FileSource(
         name=name,
@@ -49,9 +49,9 @@ def behaviors_view(
 ) -> FeatureView:
     """The raw behaviors of an entity as an ordinary feature view; contract and rules stand in its tags.
 
-    Features: ``item_id``, ``behavior_type`` (if the source has a type column), ``value`` (if it has one):
-        online
-    and in stock historical reads those of the latest behavior.
+    Features: ``item_id``, ``behavior_type`` (if the source has a type column), ``value`` (if it has one),
+    of the latest behavior: of several at one time, of the last in the order of ``Behaviors``. What is no behavior is
+    left out, as in ticks and training; the cleaning rules do not act here.
 
     Args:
         name: Name of the view.
@@ -72,7 +72,9 @@ def behaviors_view(
             f"{contract.join_key!r}. Set join_key={entity.join_key!r} in the contract."
         )
     types = {"item": ID_TYPES[contract.item_dtype], "behavior_type": String, "value": Float64}
-    features = [Field(name=_FEATURES[role], dtype=dtype) for role, dtype in types.items() if role in contract.columns]
+    features = [
+        Field(name=LATEST_FEATURES[role], dtype=dtype) for role, dtype in types.items() if role in contract.columns
+    ]
     return FeatureView(
         name=name,
         entities=[entity],
