@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final, Literal
 
 import pyarrow as pa
-from feast import Entity, FeatureView, OnDemandFeatureView
+from feast import Entity, FeatureStore, FeatureView, OnDemandFeatureView
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
@@ -93,6 +93,13 @@ class EmbeddingEngine(LocalComputeEngine):
         for view in views_to_keep:
             if isinstance(view, FeatureView) and is_embedding(view):
                 self.workspace.log(spec_of(view)).create()
+
+    def teardown_infra(self, project: str, fvs: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
+        """`feast teardown`: remove the project's views with the history of their versions; logs and ledger stay."""
+        # SqlRegistry.delete_project of Feast 0.67 leaves that history, and the next `feast apply` fails on it.
+        registry = FeatureStore(config=self.repo_config).registry
+        for view in registry.list_all_feature_views(project):
+            registry.delete_feature_view(view.name, project)
 
     def _materialize_one(
         self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import uuid
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
@@ -35,7 +36,7 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.saved_dataset import SavedDatasetStorage
 
-from feast_embeddings.materialize.files import Workspace
+from feast_embeddings.materialize.files import Workspace, create
 from feast_embeddings.materialize.retrieval import (
     ANSWERED,
     ROW,
@@ -276,7 +277,13 @@ def _read_resolved(source: DataSource, repo_path: str) -> ibis.Table:
 def _write_resolved(
     table: ibis.Table, source: DataSource, repo_path: str, mode: str = "append", allow_overwrite: bool = False
 ) -> None:
-    _write_data_source(table, _resolved(source, repo_path), repo_path, mode, allow_overwrite)
+    resolved = _resolved(source, repo_path)
+    folder = Path(resolved.path) if isinstance(resolved, FileSource) else None
+    if mode == "append" and folder is not None and folder.is_dir() and not (folder / "_delta_log").exists():
+        # Feast 0.67 reads a file, and writes it anew with the rows; of a folder it knows nothing.
+        create(folder / f"pushed-{uuid.uuid4().hex}.parquet", table.to_pyarrow())
+        return
+    _write_data_source(table, resolved, repo_path, mode, allow_overwrite)
 
 
 def _resolved(source: DataSource, repo_path: str, *, reading: bool = False) -> DataSource:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from feast import Entity, FeatureView, RepoConfig
+from feast import Entity, FeatureStore, FeatureView, RepoConfig
 from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
 from feast.online_response import OnlineResponse
@@ -238,9 +238,11 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         super().update(config, tables_to_delete, tables_to_keep, entities_to_delete, entities_to_keep, partial)
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
-        """Removes every entity of the tables, and their encoders' manifests."""
-        super().teardown(config, tables, entities)
-        for table in tables:
+        """Removes every entity of the project's views, and their encoders' manifests; streams stay, as sources do."""
+        # FeatureStore.teardown of Feast 0.67 leaves out stream views, which embedding views are.
+        views = [*tables, *FeatureStore(config=config).list_stream_feature_views()]
+        super().teardown(config, views, entities)
+        for table in views:
             remove_records(self._bound(config), table)
 
 

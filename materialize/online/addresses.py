@@ -19,6 +19,8 @@ EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path("data/valkey")
 _SCHEMES = ("redis://", "rediss://", "unix://")
 _NODE = re.compile(r"([^=]+):(\d+)")
+_TEXT = ("decode_responses", "encoding", "encoding_errors")
+"""Options of redis-py that turn its bytes into text: values here are bytes, so they are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Address:
     def options(self) -> dict[str, Any]:
         """redis-py's options that the stock form names: numbers and booleans as JSON has them, the rest as text."""
         named = (part.partition("=") for part in self.target.split(",") if "=" in part)
-        return {name: _plain(value) for name, _, value in named}
+        return {name: _plain(value) for name, _, value in named if name not in _TEXT}
 
 
 def address_of(connection_string: str, repo_path: Path | None) -> Address:
@@ -75,7 +77,7 @@ def address_of(connection_string: str, repo_path: Path | None) -> Address:
         OnlineStoreError: ``embedded`` without a feature repo to keep its data in.
     """
     if connection_string.startswith(_SCHEMES):
-        return Address("url", connection_string)
+        return Address("url", _without_options(connection_string, "|".join(_TEXT)))
     name, _, folder = connection_string.partition(":")
     if name != EMBEDDED:
         return Address("stock", connection_string)
@@ -126,7 +128,13 @@ def _redacted(error: Exception, address: Address) -> str:
 
 
 def _without_secrets(url: str) -> str:
-    parts = urlsplit(url)
-    query = re.sub(r"(^|&)(password|username|[^&=]*_password)=[^&]*", "", parts.query).strip("&")
+    parts = urlsplit(_without_options(url, "password|username|[^&=]*_password"))
     host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}" + (f"?{query}" if query else "")
+    return f"{parts.scheme}://{host}{parts.path}" + (f"?{parts.query}" if parts.query else "")
+
+
+def _without_options(url: str, names: str) -> str:
+    """The URL without the options of its query whose names match."""
+    start, _, query = url.partition("?")
+    left = re.sub(rf"(^|&)({names})=[^&]*", "", query).strip("&")
+    return f"{start}?{left}" if left else start

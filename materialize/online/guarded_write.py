@@ -127,8 +127,7 @@ def write_guarded(
         OnlineStoreError: Redis cannot be reached, or refused.
     """
     fields = [keys.feature_field(name, feature) for feature in features]
-    numbers = (b"%d" % number for number in (server.key_ttl_seconds, len(fields)))
-    constants = [b"%d" % stamp.tick, keys.timestamp_field(name), stamp.to_bytes(), *numbers, *fields]
+    constants = [b"%d" % stamp.tick, keys.timestamp_field(name), stamp.to_bytes(), b"%d" % len(fields), *fields]
     done = written = 0
     with server.client() as client:
         for entity_keys, columns in chunks:

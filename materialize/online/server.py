@@ -15,6 +15,7 @@ import redis
 import redis.asyncio as redis_asyncio
 from feast import RepoConfig
 from feast.infra.online_stores.redis import RedisOnlineStoreConfig, RedisType
+from pydantic import field_validator
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.retry import Retry
@@ -32,6 +33,17 @@ class OnlineOptions(RedisOnlineStoreConfig):
     """``embedded`` (data in data/valkey of the feature repo), ``embedded:<folder>``, a ``redis://``, ``rediss://``
     or ``unix://`` URL (percent-encode the password), or Feast's ``host:port,db=0,…``."""
 
+    @field_validator("key_ttl_seconds")
+    @classmethod
+    def _keep_keys(cls, seconds: int | None) -> int | None:
+        """An entity's key holds all its views, and only Redis knows when it is gone: past reads would not agree."""
+        if seconds:
+            raise OnlineStoreError(
+                f"online_store.key_ttl_seconds is {seconds} in feature_store.yaml: Redis would drop vectors that past "
+                "reads still return. Take the line out, and give views a ttl, which both kinds of reads keep."
+            )
+        return seconds
+
 
 class OnlineServer:
     """The Redis server, or cluster, where one project keeps what it serves. Threads may share it.
@@ -39,12 +51,11 @@ class OnlineServer:
     Args:
         project: Feast project.
         address: Where it is.
-        options: How it is deployed, and for how long it keeps entities.
+        options: How it is deployed.
 
     Attributes:
         project: Feast project.
         address: Where it is.
-        key_ttl_seconds: After so many seconds without a write Redis forgets an entity; 0: never.
         manifests: The project's manifests, as this process saw them last.
         chunk_rows: Rows that a tick sends between two looks at whether it should stop.
     """
@@ -53,7 +64,6 @@ class OnlineServer:
 
     def __init__(self, project: str, address: Address, options: OnlineOptions) -> None:
         self.project, self.address, self.manifests = project, address, ManifestCache(project)
-        self.key_ttl_seconds: int = options.key_ttl_seconds or 0
         self._options = options
         self._opened: Any = None
         self._opened_async: dict[asyncio.AbstractEventLoop, Any] = {}
@@ -63,7 +73,8 @@ class OnlineServer:
         """The server of a feature repo: one per process, shared by all who ask for this project at this address.
 
         Raises:
-            OnlineStoreError: feature_store.yaml names another online store, or ``embedded`` without a repo.
+            OnlineStoreError: feature_store.yaml names another online store, ``embedded`` without a repo, or another
+                version of entity keys than 3.
         """
         known = _of_config.get(id(config))
         return known if known is not None else _remembered(config)
@@ -131,8 +142,14 @@ def _remembered(config: RepoConfig) -> OnlineServer:
             "Embedding views need online_store.type feast_embeddings.materialize.online_store.EmbeddingOnlineStore in "
             f"feature_store.yaml; it is {type(options).__name__.removesuffix('Config')}."
         )
+    if config.entity_key_serialization_version != 3:
+        # Feast 0.67 writes keys of versions 1 and 2 without the lengths by which a removal finds a project's own.
+        raise OnlineStoreError(
+            f"entity_key_serialization_version is {config.entity_key_serialization_version} in feature_store.yaml: "
+            "nothing could be removed or forgotten under such keys. Set it to 3, and materialize anew."
+        )
     address = address_of(options.connection_string, config.repo_path)
-    deployed = options.redis_type, options.sentinel_master, options.key_ttl_seconds
+    deployed = options.redis_type, options.sentinel_master
     with _lock:
         made = OnlineServer(config.project, address, options)
         server = _servers.setdefault((made.project, address, *deployed), made)

@@ -59,8 +59,7 @@ def nearest(
     it is still live and unchanged; after a cutover or a rollback the other fill is loaded, after a tick the rows
     that changed. So an answer is of one space and generation, and has every row of every tick published before the
     call. Scores are computed in float64 and rounded to float32: a row's neighbors do not depend on the other
-    queries. Rows past the view's ttl are left out; rows that Redis itself expires (``key_ttl_seconds``) leave at the
-    next load of the fill.
+    queries. Rows past the view's ttl are left out.
 
     Args:
         store: The feature store.

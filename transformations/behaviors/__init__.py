@@ -4,7 +4,7 @@ from feast_embeddings.transformations.behaviors.cleaning import CleaningRules, c
 from feast_embeddings.transformations.behaviors.columns import check_columns, check_names, raw_schema
 from feast_embeddings.transformations.behaviors.contract import BehaviorContract, BehaviorType, IdType
 from feast_embeddings.transformations.behaviors.durations import duration_us
-from feast_embeddings.transformations.behaviors.json_rows import BadPayloadError, row_of
+from feast_embeddings.transformations.behaviors.json_rows import BadPayloadError, row_of, time_of
 from feast_embeddings.transformations.behaviors.ordering import (
     bisect_segments,
     concat_ids,
@@ -58,5 +58,6 @@ __all__ = [
     "schema_of",
     "starts_of_runs",
     "ticks_at_or_after",
+    "time_of",
     "validate",
 ]

@@ -66,8 +66,12 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _time(value: Any, contract: BehaviorContract) -> int:
-    """What the parser of whole batches would read, in microseconds; finer fractions are cut off."""
+def time_of(value: Any, contract: BehaviorContract) -> int:
+    """What the parser of whole batches would read, in microseconds; finer fractions are cut off.
+
+    Raises:
+        ValueError: It is neither a whole number of microseconds nor text in ISO 8601 with a zone, its own or declared.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         return _int64(value)
     text = _FINE.sub(r"\1", _text(value))
@@ -98,8 +102,8 @@ _READERS: Final[dict[str, Callable[[Any, BehaviorContract], Any]]] = {
     "entity": lambda value, contract: _id(value, contract.entity_dtype),
     "item": lambda value, contract: _id(value, contract.item_dtype),
     "behavior_type": lambda value, _: _text(value),
-    "event_time": _time,
+    "event_time": time_of,
     "value": lambda value, _: _value(value),
-    "created_time": _time,
+    "created_time": time_of,
     "dedup_id": lambda value, _: _dedup_id(value),
 }

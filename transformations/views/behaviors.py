@@ -23,15 +23,18 @@ def behavior_source(name: str, path: str | Path, contract: BehaviorContract) -> 
 
     Args:
         name: Name of the source in the registry.
-        path: Parquet file, folder or glob. Stock Feast reads it relative to the working directory.
+        path: Parquet file, folder or glob; ``folder/*.parquet`` is the folder, to which a push can add a file. Stock
+            Feast reads it relative to the working directory.
         contract: Which column is what.
     """
+    place = Path(path)
+    folder = place.parent if place.name == "*.parquet" and "*" not in str(place.parent) else place
     renamed = {contract.entity: contract.join_key} | {
         column: LATEST_FEATURES[role] for role, column in contract.columns.items() if role in LATEST_FEATURES
     }
     return FileSource(
         name=name,
-        path=str(path),
+        path=str(folder),
         file_format=ParquetFormat(),
         timestamp_field=contract.event_time,
         created_timestamp_column=contract.created_time or "",
@@ -64,8 +67,13 @@ def behaviors_view(
             this view's columns: the join key, its features, and the source's event time (and created time).
 
     Raises:
-        DeclarationError: The entity's join key is not the contract's.
+        DeclarationError: The entity's join key is not the contract's, or ``push`` has no place to add behaviors to.
     """
+    if push is not None and "*" in source.path:
+        raise DeclarationError(
+            f"View {name!r}: push={push!r} needs a file or folder to add behaviors to, and the path of its source is "
+            f"{source.path!r}: name the folder."
+        )
     if entity.join_key != contract.join_key:
         raise DeclarationError(
             f"View {name!r}: entity {entity.name!r} has join key {entity.join_key!r}, the contract "

@@ -25,6 +25,7 @@ from feast_embeddings.transformations.behaviors import (
     lex_order,
     ranks,
     starts_of_runs,
+    time_of,
 )
 from feast_embeddings.transformations.histories import Arrivals, merged
 from feast_embeddings.transformations.views.session import SESSION_INPUTS, Columns, SessionSpec
@@ -64,11 +65,12 @@ def session_histories(spec: SessionSpec, inputs: Columns, now_us: int, length: i
         length: Longest history to keep: what the encoder looks at.
 
     Raises:
-        BehaviorSourceError: Lists of one row differ in length, or hold ids of another type than declared.
+        BehaviorSourceError: Lists of one row differ in length, or hold ids of another type than declared, a behavior
+            type that is not declared, or what is no time.
     """
     stored = _stored(spec.contract, inputs, now_us)
     given = _given(spec, inputs)
-    good = (given.behavior_types >= 0) & (given.times <= now_us + SKEW_US) & (given.times >= -_FIRST_US)
+    good = (given.times <= now_us + SKEW_US) & (given.times >= -_FIRST_US)
     good &= ~(np.abs(given.values) > _FLOAT32_MAX)
     if given.items.dtype == object:
         good &= given.items != ""
@@ -116,8 +118,8 @@ def _given(spec: SessionSpec, inputs: Columns) -> Arrivals:
     return Arrivals(
         owner=rows,
         items=_flat_ids(items, spec.contract.item_dtype == "string", names[0]),
-        behavior_types=_codes(types, spec.contract),
-        times=_flat(times, np.int64),
+        behavior_types=_codes(types, spec),
+        times=_times(times, spec.contract),
         values=_flat(values[0], np.float64) + 0.0 if values else np.full(len(rows), np.nan),  # no negative zero
     )
 
@@ -187,12 +189,32 @@ def _flat_ids(lists: Sequence[Any], text: bool, name: str) -> Ids:
         ) from error
 
 
-def _codes(lists: Sequence[Any], contract: BehaviorContract) -> Int32s:
-    """Codes of behavior types by name or alias; -1 for a type that is not declared."""
+def _times(lists: Sequence[Any], contract: BehaviorContract) -> Int64s:
+    """Times in microseconds; a client may also write them as a behavior's JSON does, in ISO 8601."""
+    cells = list(chain.from_iterable(each for each in lists if each is not None))
+    try:
+        return np.array(
+            [time_of(cell.item() if isinstance(cell, np.integer) else cell, contract) for cell in cells], np.int64
+        )
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        raise BehaviorSourceError(
+            f"Request data {SESSION_INPUTS[2]!r} holds what is no time ({str(error)[:120]}): pass whole microseconds "
+            "since the epoch, UTC, or ISO 8601 with a zone."
+        ) from error
+
+
+def _codes(lists: Sequence[Any], spec: SessionSpec) -> Int32s:
+    """Codes of behavior types by name or alias."""
     names = pa.array(chain.from_iterable(each for each in lists if each is not None), pa.string())
-    known = contract.type_codes
-    position = pc.index_in(names, pa.array(known, pa.string())).fill_null(len(known)).to_numpy(zero_copy_only=False)
-    codes: Int32s = np.array([*known.values(), -1], np.int32)[position]
+    known = spec.contract.type_codes
+    position = pc.index_in(names, pa.array(known, pa.string()))
+    if position.null_count:
+        unknown = pc.unique(names.filter(position.is_null())).to_pylist()
+        raise BehaviorSourceError(
+            f"Request data {SESSION_INPUTS[1]!r} of {spec.view!r} names the type {str(unknown[0])[:40]!r}, which is "
+            f"not declared: pass one of {', '.join(known)}, or add it at the end of the contract's types."
+        )
+    codes: Int32s = np.array([*known.values()], np.int32)[position.to_numpy(zero_copy_only=False)]
     return codes
 
 

@@ -184,13 +184,6 @@ def test_fills_of_one_view_stand_side_by_side(server):
     assert np.array_equal(read(server, fill="f2").vectors, vectors(1))
 
 
-def test_keys_expire_as_configured(make_store, redis_client):
-    feature_store = make_store(key_ttl_seconds=100)
-    write(OnlineServer.of(feature_store.config), 1, vectors(0))
-    (key,) = keys.entity_keys("shop", "user_id", USERS[:1])
-    assert 0 < redis_client.ttl(key) <= 100
-
-
 def test_another_dimension_is_refused(server):
     write(server, 1, vectors(0))
     with pytest.raises(SpaceError, match="'users' holds a vector of length 4 where 8 is expected"):

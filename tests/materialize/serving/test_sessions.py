@@ -139,8 +139,8 @@ def test_what_the_encoder_does_not_know_is_counted(make_repo: MakeRepo) -> None:
     rows = {
         "user_id": [1],
         "session_items": [[101, 999_999, 999_998]],
-        "session_types": [["view", "view", "juggle"]],
-        "session_times": [[day(4)] * 3],
+        "session_types": [["view", "view", "view"]],
+        "session_times": [[day(4), day(4), day(9)]],
     }
     with at(day(5)):
         ask(store, rows)
