@@ -34,6 +34,7 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.saved_dataset import SavedDatasetStorage
 
+from feast_embeddings.materialize.declare import check_inputs
 from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.materialize.retrieval import (
     ANSWERED,
@@ -112,6 +113,7 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):
             rows.ids(each.view)
             _check_created(each.view, filter_by_created_timestamp)
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
+        check_inputs(on_demand, registry, project)
         compute = [partial(_answer, each, rows, config, registry, project) for each in ours]
         if ordinary or any(view.mode == "substrait" for view in on_demand):
             by_created = filter_by_created_timestamp

@@ -120,18 +120,18 @@ def show_nearest(
     store = opened(repo)
     spec = user_spec(store, view)
     items = [
-        each.view
+        each
         for each in embedding_specs(store.registry, store.project)
         if each.tower == "item" and each.encoder == spec.encoder
     ]
     if not items:
         raise DeclarationError(f"No item view shares encoder {spec.encoder!r}: declare one with item_embedding_view().")
     ids = np.array([entity_id if spec.string_ids else int(entity_id)], object if spec.string_ids else np.int64)
-    vectors = read_vectors(store, f"{spec.view}:embedding", ids)
+    vectors = read_vectors(store, spec.reference, ids)
     if not vectors.found[0]:
         typer.echo(f"{spec.join_key} {entity_id}: no vector yet")
         return
-    found = nearest(store, f"{items[0]}:embedding", vectors, k)
+    found = nearest(store, items[0].reference, vectors, k)
     for item, score in zip(found.ids[0], found.scores[0], strict=True):
         typer.echo(f"{item}\t{score:.3f}")
 

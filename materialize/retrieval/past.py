@@ -20,7 +20,6 @@ from feast_embeddings.transformations import activity_spec_of
 from feast_embeddings.transformations.views import (
     ACTIVITY_KIND,
     BEHAVIORS,
-    EMBEDDING,
     EMBEDDING_KIND,
     HISTORY_KIND,
     KIND,
@@ -54,7 +53,7 @@ class Past:
         spec, ledger = spec_of(view), self.workspace.ledger
         space = served_space(ledger, spec, pinned_space(view))
         vectors = served_vectors(ledger, self.workspace.log(spec), spec, space, rows.ids(view), rows.times_us)
-        return {EMBEDDING: vectors}
+        return {spec.feature: vectors}
 
     def _history(self, view: FeatureView, rows: EntityRows) -> Columns:
         log = self._behaviors_of(view)
