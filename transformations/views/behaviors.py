@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 from datetime import timedelta
 from pathlib import Path
 
-from feast import Entity, FeatureView, Field, FileSource, PushSource
+from feast import Entity, FeatureView, Field, FileSource, PushSource, RepoConfig
 from feast.data_format import ParquetFormat
 from feast.types import Float64, Int64, String
 
@@ -18,18 +19,29 @@ ID_TYPES = {"int64": Int64, "string": String}
 _FEATURES = {"item": "item_id", "behavior_type": "behavior_type", "value": "value"}
 
 
+class _BehaviorFiles(FileSource):
+    """A file source that may be a pattern: Feast 0.67 reads patterns, but warns at `apply` that there is no such file."""
+
+    def validate(self, config: RepoConfig) -> None:
+        """As Feast's, of the first file that the pattern finds; of the pattern itself where it finds none."""
+        pattern = str(Path(FileSource.get_uri_for_file_path(config.repo_path, self.path)).absolute())
+        found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
+        first = FileSource(path=found[0], timestamp_field=self.timestamp_field) if found else super()
+        first.validate(config)
+
+
 def behavior_source(name: str, path: str | Path, contract: BehaviorContract) -> FileSource:
     """The team's behavior table as a Feast source, columns renamed as ``behaviors_view`` calls them.
 
     Args:
         name: Name of the source in the registry.
-        path: Parquet file, folder or glob. Stock Feast reads it relative to the working directory.
+        path: Parquet file, folder or glob, relative to the feature repo.
         contract: Which column is what.
     """
     renamed = {contract.entity: contract.join_key} | {
         column: _FEATURES[role] for role, column in contract.columns.items() if role in _FEATURES
     }
-    return FileSource(
+    return _BehaviorFiles(
         name=name,
         path=str(path),
         file_format=ParquetFormat(),

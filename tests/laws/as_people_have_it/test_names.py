@@ -48,7 +48,7 @@ def _declare(repo: Path, user: str, item: str) -> None:
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with standing_in(initialized(tmp_path_factory.mktemp("names") / "shop", round(NOW.timestamp() * 1e6))) as repo:
+    with standing_in(initialized(tmp_path_factory.mktemp("names") / "named", round(NOW.timestamp() * 1e6))) as repo:
         (repo / "template.txt").write_text((repo / "definitions.py").read_text())
         _declare(repo, "user_vector", "item_vector")
         end = NOW - timedelta(hours=1)
