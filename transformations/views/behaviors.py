@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,14 +19,16 @@ _FEATURES = {"item": "item_id", "behavior_type": "behavior_type", "value": "valu
 
 
 class _BehaviorFiles(FileSource):
-    """A file source that may be a pattern: Feast 0.67 reads patterns, but warns at `apply` that there is no such file."""
+    """A file source that may be a pattern: Feast 0.67 reads it, but warns at `apply` that there is no such file."""
 
     def validate(self, config: RepoConfig) -> None:
         """As Feast's, of the first file that the pattern finds; of the pattern itself where it finds none."""
-        pattern = str(Path(FileSource.get_uri_for_file_path(config.repo_path, self.path)).absolute())
-        found = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
-        first = FileSource(path=found[0], timestamp_field=self.timestamp_field) if found else super()
-        first.validate(config)
+        path = Path(FileSource.get_uri_for_file_path(config.repo_path, self.path)).absolute()
+        found = [] if "://" in self.path else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        if found:
+            FileSource(path=str(found[0]), timestamp_field=self.timestamp_field).validate(config)
+        else:
+            super().validate(config)
 
 
 def behavior_source(name: str, path: str | Path, contract: BehaviorContract) -> FileSource:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from feast import FeatureStore
 from initialized import feast, initialized, standing_in
@@ -71,3 +74,61 @@ def test_feast_commands_run_from_another_folder(elsewhere: Path, arguments: tupl
     printed = feast("-c", str(elsewhere), *(each.format(now=NOW.strftime("%Y-%m-%dT%H:%M:%S")) for each in arguments))
     assert "Error" not in printed
     assert not list(here.iterdir())
+
+
+HEAVY = ("feast", "torch", "pandas", "sqlalchemy")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("train", "--help"), ("evaluate", "--help"), ("stream", "--help"), ("status", "--help")]
+)
+def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    code = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print([name for name in {HEAVY!r} if name in sys.modules], time.process_time()))\n"
+        "import time\n"
+        "from feast_embeddings.materialize.cli import main\n"
+        f"sys.argv = ['feast-embeddings', *{arguments!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    loaded, seconds = done.stdout.splitlines()[-1].rsplit(maxsplit=1)
+    assert loaded == "[]"
+    assert float(seconds) < 3
+
+
+def test_commands_leave_typeguard_out_in_their_own_process_alone(repo: Path) -> None:
+    shown = "import typeguard, feast; print(typeguard.typechecked.__module__)"
+
+    def module(code: str) -> str:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240)
+        return done.stdout.splitlines()[-1]
+
+    status = (
+        "import sys; sys.argv = ['feast-embeddings', 'status']\nfrom feast_embeddings.materialize.cli import main\n"
+    )
+    assert module(f"{status}try: main()\nexcept SystemExit: {shown}") == "feast_embeddings.materialize.cli.main"
+    assert module(f"import feast_embeddings.materialize.cli; {shown}").startswith("typeguard")
+
+
+def test_rows_from_before_the_first_cutover_are_warned_of_once(repo: Path) -> None:
+    store = FeatureStore(".")
+    spine = pd.DataFrame({"user_id": USERS, "item_id": 1001, "event_timestamp": NOW - timedelta(days=3)})
+    with pytest.warns(UserWarning, match=r"since its first cutover at 20.*`feast materialize-incremental`") as seen:
+        past = store.get_historical_features(
+            spine, ["user_embedding:user_vector", "item_embedding:item_vector"]
+        ).to_df()
+    warned = sorted(str(each.message).split()[1] for each in seen if "first cutover" in str(each.message))
+    assert warned == ["'item_embedding'", "'user_embedding'"]
+    assert past["user_vector"].isna().all()
+
+
+@pytest.mark.parametrize("days", [[0.0], [3.0, 0.0]])
+def test_rows_that_have_an_answer_are_not_warned_of(repo: Path, days: list[float]) -> None:
+    store = FeatureStore(".")
+    now = datetime.now(UTC)
+    spine = pd.DataFrame(
+        {"user_id": USERS[: len(days)], "event_timestamp": [now - timedelta(days=day) for day in days]}
+    )
+    past = store.get_historical_features(spine, ["user_embedding:user_vector"]).to_df()  # warnings are errors here
+    assert past["user_vector"].notna().tolist() == [day == 0 for day in days]
