@@ -65,9 +65,11 @@ user_embedding = embedding_view(
     inputs=Inputs(behaviors, history),
     encoder=encoder,
     policy=POLICY,
-    serve=Serving(ttl=timedelta(days=365)),
+    serve=Serving(ttl=timedelta(days=365), feature="user_vector"),
 )
-item_embedding = item_embedding_view("item_embedding", entity=item, encoder=encoder)
+item_embedding = item_embedding_view(
+    "item_embedding", entity=item, encoder=encoder, serve=Serving(feature="item_vector")
+)
 
 # What a user does right now, together with what is stored: one vector, encoded while the request waits.
 session_embedding = session_embedding_view(

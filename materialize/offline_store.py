@@ -36,6 +36,7 @@ from feast.infra.offline_stores.offline_store import RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.saved_dataset import SavedDatasetStorage
 
+from feast_embeddings.materialize.declare import check_inputs
 from feast_embeddings.materialize.files import Workspace, create
 from feast_embeddings.materialize.retrieval import (
     ANSWERED,
@@ -114,6 +115,7 @@ class EmbeddingOfflineStore(DuckDBOfflineStore):
             rows.ids(each.view)
             _check_created(each.view, filter_by_created_timestamp)
         on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
+        check_inputs(on_demand, registry, project)
         past = Past(Workspace.of(config), registry, project, filter_by_created_timestamp) if ours else None
         compute = [partial(past.answer, each, rows) for each in ours] if past else []
         if ordinary or any(view.mode == "substrait" for view in on_demand):

@@ -10,11 +10,12 @@ from typing import Any, Final, Literal
 from feast import Entity, FeatureStore, FeatureView, RepoConfig
 from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
+from feast.infra.registry.base_registry import BaseRegistry
 from feast.online_response import OnlineResponse
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
-from feast_embeddings.materialize.declare import kind_of
+from feast_embeddings.materialize.declare import check_inputs, kind_of, on_demand_of
 from feast_embeddings.materialize.online import (
     OnlineOptions,
     OnlineServer,
@@ -90,7 +91,12 @@ class EmbeddingOnlineStore(RedisOnlineStore):
     def get_online_features(
         self, config: RepoConfig, features: Any, entity_rows: Any, *request: Any, **options: Any
     ) -> OnlineResponse:
-        """As Feast's; session views answer in the generation that the rest of the answer was read under."""
+        """As Feast's; session views answer in the generation that the rest of the answer was read under.
+
+        Raises:
+            DeclarationError: A name would stand for two things, in the answer or in an on-demand view's inputs.
+        """
+        _check_inputs(features, *request, **options)
         with answering(answer_of(config)):
             return super().get_online_features(config, features, with_sessions(entity_rows), *request, **options)
 
@@ -98,6 +104,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         self, config: RepoConfig, features: Any, entity_rows: Any, *request: Any, **options: Any
     ) -> OnlineResponse:
         """As :meth:`get_online_features`."""
+        _check_inputs(features, *request, **options)
         with answering(answer_of(config)):
             rows = with_sessions(entity_rows)
             return await super().get_online_features_async(config, features, rows, *request, **options)
@@ -142,6 +149,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
     ) -> None:
         server = self._bound(config)
         asked = Request(*request, **options)
+        asked.check_names(grouped_refs)
         if all(tags.kind_of(table) is None for table, _ in grouped_refs) and asked.complete:
             with server.reaching():
                 super()._read_features_per_fv(config, grouped_refs, *request, **options)
@@ -155,6 +163,7 @@ class EmbeddingOnlineStore(RedisOnlineStore):
     ) -> None:
         server = self._bound(config)
         asked = Request(*request, **options)
+        asked.check_names(grouped_refs)
         if all(tags.kind_of(table) is None for table, _ in grouped_refs) and asked.complete:
             with server.reaching():
                 await super()._read_features_per_fv_async(config, grouped_refs, *request, **options)
@@ -244,6 +253,10 @@ class EmbeddingOnlineStore(RedisOnlineStore):
         super().teardown(config, views, entities)
         for table in views:
             remove_records(self._bound(config), table)
+
+
+def _check_inputs(features: Any, registry: BaseRegistry, project: str, *_: Any, **__: Any) -> None:
+    check_inputs(on_demand_of(features, registry, project), registry, project)
 
 
 def _refuse_own(table: FeatureView) -> None:

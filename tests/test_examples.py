@@ -51,8 +51,8 @@ def test_an_example_is_applied_and_materialized(source: Path, tmp_path: Path, mo
     with simulated(END_US):
         store.materialize(_moment(END_US - 10 * DAY_US), _moment(END_US - DAY_US // 12))
         store.materialize_incremental(_moment(END_US))
-        users = read_vectors(store, f"{user.view}:embedding", ids_of(range(1, 13), contract.entity_dtype, "user"))
-        items = read_vectors(store, f"{item.view}:embedding", ids_of(range(1001, 1025), contract.item_dtype, "item"))
+        users = read_vectors(store, user.reference, ids_of(range(1, 13), contract.entity_dtype, "user"))
+        items = read_vectors(store, item.reference, ids_of(range(1001, 1025), contract.item_dtype, "item"))
     assert users.found.mean() > 0.5
     assert items.found.all()
     assert users.space == items.space

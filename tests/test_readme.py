@@ -70,7 +70,7 @@ def test_the_online_read_reads(
     monkeypatch.delitem(sys.modules, "definitions")
     (read,) = (block for block in PYTHON if "get_online_features" in block)
     exec(read, {})  # noqa: S102 - it is ours
-    assert "'user_id': [1], 'embedding': [None]" in capsys.readouterr().out
+    assert "'user_id': [1], 'user_vector': [None]" in capsys.readouterr().out
 
 
 def test_the_benchmark_figures_are_those_that_were_measured() -> None:

@@ -20,8 +20,8 @@ import torch
 from feast import FeatureStore
 from torch import nn
 
-USER_FEATURES = ("user_embedding:embedding",)
-ITEM_FEATURES = ("item_embedding:embedding",)
+USER_FEATURES = ("user_embedding:user_vector",)
+ITEM_FEATURES = ("item_embedding:item_vector",)
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

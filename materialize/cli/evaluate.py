@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,18 +14,10 @@ from rich.table import Table
 
 from feast_embeddings.materialize.cli.repo import Repo, opened
 from feast_embeddings.materialize.clock import iso, us_of
-from feast_embeddings.materialize.learning import (
-    COLUMNS,
-    Frontier,
-    Point,
-    Question,
-    asked,
-    draw,
-    evaluate_encoder,
-    evaluate_policies,
-    verdict,
-)
-from feast_embeddings.models.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from feast_embeddings.materialize.learning import Frontier, Point, Question
+    from feast_embeddings.models.evaluation import Evaluation
 
 
 def evaluate(
@@ -48,6 +40,8 @@ def evaluate(
     resamples: Annotated[int, typer.Option(help="Of the bootstrap over users.")] = 1000,
 ) -> None:
     """Measure the declared encoder beside every baseline, or the policies that could serve it; trains nothing."""
+    from feast_embeddings.materialize.learning import asked, draw, evaluate_encoder, evaluate_policies
+
     as_json, plot = (None if path is None else path.absolute() for path in (as_json, plot))
     question = asked(
         opened(repo),
@@ -87,6 +81,8 @@ def _introduce(console: Console, question: Question) -> None:
 
 
 def _show(console: Console, question: Question, found: Evaluation, k: int) -> None:
+    from feast_embeddings.materialize.learning import verdict
+
     table = Table(title="The next item, all items ranked; mean [95 %]", title_justify="left")
     measures = (f"hr@{k}", f"ndcg@{k}", f"recall@{k}", "mrr")
     for column in ("method", *measures, f"seen: ndcg@{k}", f"unseen: ndcg@{k}", f"coverage@{k}"):
@@ -105,6 +101,8 @@ def _show(console: Console, question: Question, found: Evaluation, k: int) -> No
 
 
 def _show_policies(console: Console, frontier: Frontier) -> None:
+    from feast_embeddings.materialize.learning import COLUMNS
+
     title = f"Policies, cheapest first; shares are of {frontier.reference!r}, quality is {frontier.measure}"
     table = Table(title=title, title_justify="left")
     for column in COLUMNS:

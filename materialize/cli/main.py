@@ -7,37 +7,20 @@ import sys
 import warnings
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from feast import FeatureStore
 
-from feast_embeddings.materialize.cli.erase import print_receipt
 from feast_embeddings.materialize.cli.evaluate import evaluate
-from feast_embeddings.materialize.cli.explain import draw_explanation, print_explanation
 from feast_embeddings.materialize.cli.repo import Repo, opened
-from feast_embeddings.materialize.cli.status import print_status
 from feast_embeddings.materialize.cli.stream import register as register_stream
 from feast_embeddings.materialize.cli.watch import URL, watch
 from feast_embeddings.materialize.clock import iso, us_of
-from feast_embeddings.materialize.demo import run_demo, write_repo
-from feast_embeddings.materialize.files import Workspace
-from feast_embeddings.materialize.learning import (
-    HELD_AGAINST,
-    asked,
-    evaluate_encoder,
-    explain_entity,
-    train_declared,
-    training_config,
-    verdict,
-)
-from feast_embeddings.materialize.online import OnlineServer
-from feast_embeddings.materialize.ticks import Cutovers
-from feast_embeddings.materialize.upkeep import forget, restore, retire
-from feast_embeddings.models import align as align_encoders
-from feast_embeddings.models import load_encoder, read_manifest, save_encoder
-from feast_embeddings.models.errors import EvaluationError, FeastEmbeddingsError
-from feast_embeddings.models.explanation import Method
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+    from feast_embeddings.models.explanation import Method
 
 app = typer.Typer(
     help="Embedding features for Feast: fresh, comparable, replayable and cheap.",
@@ -52,6 +35,8 @@ register_stream(app)
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(help="A new folder; its name is the project's.")]) -> None:
     """Write a feature repo to start from, with a generated shop's behaviors."""
+    from feast_embeddings.materialize.demo import write_repo
+
     write_repo(folder)
     typer.echo(f"Wrote a feature repo to {folder}. Next:")
     for line in (
@@ -70,6 +55,8 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the training, the read times and the ranker.")] = 7,
 ) -> None:
     """Run the whole path on a year of real purchases, and compare the policies."""
+    from feast_embeddings.materialize.demo import run_demo
+
     run_demo(folder, seed)
 
 
@@ -96,6 +83,8 @@ def train(
     ] = "article",
 ) -> None:
     """Train the declared encoder on the behavior log, and hold it against counting on what happened afterwards."""
+    from feast_embeddings.materialize.learning import train_declared, training_config
+
     config = training_config(kind, variant, context=context, seed=seed, max_epochs=epochs, max_minutes=minutes)
     store = opened(repo)
     until_us = None if until is None else us_of(until)
@@ -114,6 +103,9 @@ def train(
 
 def _hold_against_baselines(store: FeatureStore, encoder: str) -> None:
     """Prints what the encoder and simple counting find of what happened after it learned, and a verdict."""
+    from feast_embeddings.materialize.learning import HELD_AGAINST, asked, evaluate_encoder, verdict
+    from feast_embeddings.models.errors import EvaluationError
+
     try:
         question = asked(store, encoder=encoder)
     except EvaluationError as error:
@@ -135,6 +127,9 @@ def align(
     out: Annotated[Path, typer.Argument(help="Where to put the new encoder, rotated towards the old one.")],
 ) -> None:
     """Rotate a new encoder into an old one's coordinates, by the items that both know."""
+    from feast_embeddings.models import align as align_encoders
+    from feast_embeddings.models import load_encoder, read_manifest, save_encoder
+
     aligned = align_encoders(load_encoder(new), load_encoder(old))
     space = save_encoder(aligned, out, read_manifest(new).learned)
     typer.echo(f"Aligned {aligned.alignment.source_space} with {aligned.alignment.target_space}: {aligned.alignment}.")
@@ -156,6 +151,9 @@ def status(
         with contextlib.suppress(KeyboardInterrupt):
             watch(url or [URL], every, times)
         return
+    from feast_embeddings.materialize.cli.status import print_status
+    from feast_embeddings.materialize.files import Workspace
+
     store = opened(repo)
     print_status(Workspace.of(store.config), store)
 
@@ -166,6 +164,10 @@ def rollback(
     repo: Repo = Path(),
 ) -> None:
     """Make the retained generation live again, for all views of an encoder at once."""
+    from feast_embeddings.materialize.files import Workspace
+    from feast_embeddings.materialize.online import OnlineServer
+    from feast_embeddings.materialize.ticks import Cutovers
+
     store = opened(repo)
     cutovers = Cutovers(Workspace.of(store.config), OnlineServer.of(store.config), store.registry)
     generation = cutovers.rollback(encoder)
@@ -175,6 +177,10 @@ def rollback(
 @app.command("retire")
 def retire_fills(repo: Repo = Path()) -> None:
     """Remove retired fills from Redis now, to the end; jobs give it some seconds each."""
+    from feast_embeddings.materialize.files import Workspace
+    from feast_embeddings.materialize.online import OnlineServer
+    from feast_embeddings.materialize.upkeep import retire
+
     store = opened(repo)
     gone = retire(Workspace.of(store.config), OnlineServer.of(store.config), store.registry)
     typer.echo(f"Removed {len(gone)} retired fill(s){': ' if gone else ''}{', '.join(gone)}")
@@ -187,6 +193,9 @@ def forget_entity(
     repo: Repo = Path(),
 ) -> None:
     """Erase one entity from every store and log, for good; prints what was removed where."""
+    from feast_embeddings.materialize.cli.erase import print_receipt
+    from feast_embeddings.materialize.upkeep import forget
+
     print_receipt(forget(opened(repo), entity, entity_id))
 
 
@@ -201,8 +210,13 @@ def explain_vector(
     out: Annotated[Path | None, typer.Option(help="Draw a picture into this file.")] = None,
 ) -> None:
     """Show which behaviors made a vector, its nearest items, and what the last tick changed."""
+    from feast_embeddings.materialize.cli.explain import draw_explanation, print_explanation
+    from feast_embeddings.materialize.learning import explain_entity
+
     out = None if out is None else out.resolve()
-    found = explain_entity(opened(repo), entity, entity_id, view=view, method=cast(Method | None, method), layer=layer)
+    found = explain_entity(
+        opened(repo), entity, entity_id, view=view, method=cast("Method | None", method), layer=layer
+    )
     print_explanation(found)
     if out is not None:
         draw_explanation(found, out)
@@ -212,6 +226,8 @@ def explain_vector(
 @app.command("restore")
 def restore_online(repo: Repo = Path()) -> None:
     """Fill an empty or replaced Redis from the logs, as it was."""
+    from feast_embeddings.materialize.upkeep import restore
+
     restored = restore(opened(repo))
     for name, rows in restored.rows.items():
         typer.echo(f"{name}: {rows:,} rows written")
@@ -226,9 +242,25 @@ app.command()(evaluate)
 
 def main() -> None:
     """Run the command line; an error of this package ends it with its message and status 1."""
+    _leave_unchecked()
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="feast")
     try:
         app()
-    except FeastEmbeddingsError as error:
+    except Exception as error:
+        from feast_embeddings.models.errors import FeastEmbeddingsError
+
+        if not isinstance(error, FeastEmbeddingsError):
+            raise
         typer.secho(f"{type(error).__name__}: {error}", fg=typer.colors.RED, err=True)
         sys.exit(1)
+
+
+def _leave_unchecked() -> None:
+    """Import Feast without typeguard's checks of its classes, in the process of this command alone.
+
+    Feast 0.67 has typeguard rewrite its largest classes whenever it is imported: two thirds of the time that takes.
+    The checks are for who writes declarations; `feast apply` has them, and these commands read what it applied.
+    """
+    import typeguard
+
+    typeguard.typechecked = lambda target: target  # type: ignore[assignment]

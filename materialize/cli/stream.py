@@ -9,28 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
-from feast_embeddings.materialize.cli.repo import Repo, opened
-from feast_embeddings.materialize.declare import behaviors_of, embedding_specs, user_spec
-from feast_embeddings.materialize.files import Compaction, Workspace
-from feast_embeddings.materialize.online import OnlineServer
-from feast_embeddings.materialize.serving import nearest, read_vectors
-from feast_embeddings.materialize.stream import (
-    LOOPBACK,
-    SourceOptions,
-    StreamOptions,
-    agreed_partitions,
-    append_behaviors,
-    health_of,
-    lines_of,
-    make_worker,
-    replay_stream,
-)
-from feast_embeddings.models.errors import DeclarationError, StreamError
-from feast_embeddings.transformations import contract_of
-from feast_embeddings.transformations.behaviors import duration_us
+from feast_embeddings.materialize.cli.repo import LOOPBACK, Repo, opened
 
 View = Annotated[str | None, typer.Option(help="The embedding view, where several are declared.")]
 
@@ -58,6 +39,11 @@ def stream(
     Start it on as many machines or cores as there are lanes: workers share the lanes, and take over a dead one's.
     SIGTERM ends it in good order within seconds, and nothing is lost.
     """
+    from feast_embeddings.materialize.declare import user_spec
+    from feast_embeddings.materialize.stream import SourceOptions, StreamOptions, health_of, make_worker
+    from feast_embeddings.models.errors import DeclarationError
+    from feast_embeddings.transformations.behaviors import duration_us
+
     if source not in ("redis", "kafka", "parquet"):
         raise DeclarationError(f"--source {source} is unknown: use redis, kafka or parquet.")
     store = opened(repo)
@@ -88,6 +74,13 @@ def append(
     wait: Annotated[float, typer.Option(help="Wait up to so many seconds until as many were applied.")] = 0.0,
 ) -> None:
     """Append behaviors to the repo's stream, as an application would: one JSON object each."""
+    from feast_embeddings.materialize.declare import behaviors_of, user_spec
+    from feast_embeddings.materialize.files import Workspace
+    from feast_embeddings.materialize.online import OnlineServer
+    from feast_embeddings.materialize.stream import agreed_partitions, append_behaviors
+    from feast_embeddings.models.errors import StreamError
+    from feast_embeddings.transformations import contract_of
+
     store = opened(repo)
     spec = user_spec(store, view)
     ledger = Workspace.of(store.config).ledger
@@ -117,27 +110,35 @@ def show_nearest(
     k: Annotated[int, typer.Option("-k", help="How many.")] = 5,
 ) -> None:
     """Show the items nearest to an entity's vector, as they are served now."""
+    import numpy as np
+
+    from feast_embeddings.materialize.declare import embedding_specs, user_spec
+    from feast_embeddings.materialize.serving import nearest, read_vectors
+    from feast_embeddings.models.errors import DeclarationError
+
     store = opened(repo)
     spec = user_spec(store, view)
     items = [
-        each.view
+        each
         for each in embedding_specs(store.registry, store.project)
         if each.tower == "item" and each.encoder == spec.encoder
     ]
     if not items:
         raise DeclarationError(f"No item view shares encoder {spec.encoder!r}: declare one with item_embedding_view().")
     ids = np.array([entity_id if spec.string_ids else int(entity_id)], object if spec.string_ids else np.int64)
-    vectors = read_vectors(store, f"{spec.view}:embedding", ids)
+    vectors = read_vectors(store, spec.reference, ids)
     if not vectors.found[0]:
         typer.echo(f"{spec.join_key} {entity_id}: no vector yet")
         return
-    found = nearest(store, f"{items[0]}:embedding", vectors, k)
+    found = nearest(store, items[0].reference, vectors, k)
     for item, score in zip(found.ids[0], found.scores[0], strict=True):
         typer.echo(f"{item}\t{score:.3f}")
 
 
 def replay(repo: Repo = Path(), view: View = None) -> None:
     """Recompute the stream's vectors from its recorded ticks, and compare them with what is served, bit by bit."""
+    from feast_embeddings.materialize.stream import lines_of, replay_stream
+
     found = replay_stream(opened(repo), view)
     for line in lines_of(found):
         typer.echo(line)
@@ -148,6 +149,9 @@ def replay(repo: Repo = Path(), view: View = None) -> None:
 def compact(repo: Repo = Path(), view: View = None) -> None:
     """Put the small files of published micro-batches together; workers do it by themselves every half minute."""
     store = opened(repo)
+    from feast_embeddings.materialize.declare import user_spec
+    from feast_embeddings.materialize.files import Compaction, Workspace
+
     done = Compaction.of(store, Workspace.of(store.config), user_spec(store, view)).run()
     typer.echo(f"{done.merged:,} files merged into {done.made:,}; {done.removed:,} removed")
 
@@ -165,6 +169,8 @@ def _entity(line: str, column: str) -> int | str:
     try:
         found = json.loads(line)[column]
     except (ValueError, KeyError, TypeError) as error:
+        from feast_embeddings.models.errors import DeclarationError
+
         raise DeclarationError(
             f"{line.strip()[:80]!r} is no behavior: give a JSON object with the contract's columns, {column!r} among "
             "them."

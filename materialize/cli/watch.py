@@ -16,10 +16,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Column, Table
 
-from feast_embeddings.materialize.stream import FRESHNESS, LOOPBACK, PORT, STAGES, quantile
-from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.materialize.cli.repo import LOOPBACK
 
-URL: Final = f"http://{LOOPBACK}:{PORT}/metrics"
+URL: Final = f"http://{LOOPBACK}:9464/metrics"
 _OUTCOMES: Final = ("applied", "deduplicated", "quarantined")
 Labels = tuple[tuple[str, str], ...]
 
@@ -57,6 +56,8 @@ def scrape(urls: Sequence[str]) -> Scrape:
     silent = []
     for url in urls:
         if not url.startswith(("http://", "https://")):
+            from feast_embeddings.models.errors import DeclarationError
+
             raise DeclarationError(f"{url!r} is no address of a worker's metrics: write it as {URL}.")
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - http only, checked above
@@ -95,6 +96,8 @@ def watch(urls: Sequence[str], every_s: float = 2.0, times: int | None = None, c
 
 
 def _freshness(now: Scrape, before: Scrape | None) -> Table:
+    from feast_embeddings.materialize.stream import STAGES, quantile
+
     table = Table(
         "view", "stage", "p50", "p99", "behaviors", title="Freshness since the last look", title_justify="left"
     )
@@ -114,6 +117,8 @@ def _freshness(now: Scrape, before: Scrape | None) -> Table:
 
 
 def _buckets(scraped: Scrape) -> dict[tuple[str, str], dict[float, float]]:
+    from feast_embeddings.materialize.stream import FRESHNESS
+
     found: defaultdict[tuple[str, str], dict[float, float]] = defaultdict(dict)
     for labels, value in scraped.named(f"{FRESHNESS.removeprefix('feast_embeddings_')}_bucket"):
         found[labels["view"], labels["stage"]][float(labels["le"])] = value

@@ -1,7 +1,7 @@
 """What a repo writes, and how everything else reads it back."""
 
 from feast_embeddings.materialize.declare.arguments import STATE, EncoderRef, Inputs, Serving
-from feast_embeddings.materialize.declare.kinds import Kind, kind_of, pinned_space, ttl_us
+from feast_embeddings.materialize.declare.kinds import Kind, check_inputs, kind_of, on_demand_of, pinned_space, ttl_us
 from feast_embeddings.materialize.declare.policy import (
     Due,
     Full,
@@ -24,6 +24,7 @@ from feast_embeddings.materialize.declare.spec import (
     source_of,
     spec_of,
     user_spec,
+    vector_field,
 )
 from feast_embeddings.materialize.declare.storage import STORAGES, Storage, as_stored, holds, packed, unpacked
 from feast_embeddings.materialize.declare.views import (
@@ -51,6 +52,7 @@ __all__ = [
     "as_stored",
     "behaviors_of",
     "blend",
+    "check_inputs",
     "declared_entity",
     "describe",
     "due",
@@ -64,6 +66,7 @@ __all__ = [
     "is_embedding",
     "item_embedding_view",
     "kind_of",
+    "on_demand_of",
     "packed",
     "pinned",
     "pinned_space",
@@ -73,4 +76,5 @@ __all__ = [
     "ttl_us",
     "unpacked",
     "user_spec",
+    "vector_field",
 ]

@@ -13,6 +13,7 @@ from feast import FeatureView
 
 from feast_embeddings.materialize.declare.storage import STORAGES, Storage
 from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.transformations.views import EMBEDDING
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -70,14 +71,17 @@ class Serving:
         storage: ``float32``; or ``float16`` or ``int8`` (with one scale per vector), which take about a half and a
             quarter of the bytes in Redis. Vectors are rounded once, before they are staged and logged: online reads
             and historical retrieval return the same float32 numbers, and a later blend starts from them.
+        feature: Name of the view's one feature. Vectors that are read together need names of their own, such as
+            ``user_vector`` and ``item_vector``. It is a name alone: to change it touches nothing that is stored.
         state: Folder that holds the embedding log, relative to the feature repo.
 
     Raises:
-        DeclarationError: ``storage`` is unknown.
+        DeclarationError: ``storage`` is unknown, or ``feature`` is no name.
     """
 
     ttl: timedelta = timedelta(0)
     storage: Storage = "float32"
+    feature: str = EMBEDDING
     state: str = STATE
 
     def __post_init__(self) -> None:
@@ -85,12 +89,17 @@ class Serving:
             raise DeclarationError(
                 f"Serving(storage={self.storage!r}) is unknown: use one of {', '.join(map(repr, STORAGES))}."
             )
+        if not self.feature.isidentifier() or "__" in self.feature:
+            raise DeclarationError(
+                f"Serving(feature={self.feature!r}) is no name for a feature: write one like 'user_vector', of "
+                "letters, digits and single underscores."
+            )
 
 
 _FORMER: Final[dict[str, tuple[Callable[..., Any], dict[str, str]]]] = {
     "inputs": (Inputs, {"behaviors": "behaviors", "history": "history"}),
     "encoder": (EncoderRef, {"encoder": "name", "dim": "dim", "artifact": "artifact"}),
-    "serve": (Serving, {"ttl": "ttl", "storage": "storage", "state": "state"}),
+    "serve": (Serving, {"ttl": "ttl", "storage": "storage", "feature": "feature", "state": "state"}),
 }
 """Parameter → its part, and the part's field for each keyword of earlier builds."""
 

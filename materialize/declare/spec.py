@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final, Literal, cast
 
-from feast import Entity, FeatureStore, FeatureView, FileSource, ValueType
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.errors import EntityNotFoundException
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.types import String
@@ -15,7 +15,7 @@ from feast.types import String
 from feast_embeddings.materialize.declare.policy import Policy, policy_from_json
 from feast_embeddings.materialize.declare.storage import Storage
 from feast_embeddings.models.errors import DeclarationError
-from feast_embeddings.transformations.views import EMBEDDING, EMBEDDING_KIND, KIND, PREFIX, SPACE
+from feast_embeddings.transformations.views import EMBEDDING_KIND, KIND, PREFIX, SPACE
 
 Tower = Literal["user", "item"]
 _INTEGERS: Final = (ValueType.INT64, ValueType.INT32)
@@ -40,6 +40,7 @@ class EmbeddingSpec:
         log: Folder of the embedding log, relative to the feature repo.
         ttl_us: Age in microseconds past which a vector is no longer served; 0: it is served forever.
         storage: How many bits of a number are kept: ``float32``, ``float16`` or ``int8``.
+        feature: Name of the view's one feature.
         users: For an item tower: the embedding view whose users' vectors stand for items that the encoder never saw;
             empty where there is none.
     """
@@ -58,7 +59,13 @@ class EmbeddingSpec:
     log: str
     ttl_us: int
     storage: Storage = "float32"
+    feature: str = "embedding"
     users: str = ""
+
+    @property
+    def reference(self) -> str:
+        """The feature as Feast's reads name it, ``<view>:<feature>``."""
+        return f"{self.view}:{self.feature}"
 
 
 def is_embedding(view: FeatureView) -> bool:
@@ -71,7 +78,7 @@ def spec_of(view: FeatureView) -> EmbeddingSpec:
     if not is_embedding(view):
         raise DeclarationError(f"View {view.name!r} is not an embedding view: declare it with embedding_view().")
     tags = {key.removeprefix(PREFIX): value for key, value in view.tags.items()}
-    (field,) = (field for field in view.features if field.name == EMBEDDING)
+    field = vector_field(view)
     key = view.entity_columns[0]
     return EmbeddingSpec(
         view=view.name,
@@ -88,8 +95,22 @@ def spec_of(view: FeatureView) -> EmbeddingSpec:
         log=str(Path(source_of(view).path).parent.parent),
         ttl_us=round((view.ttl or timedelta(0)).total_seconds() * 1_000_000),
         storage=cast(Storage, tags.get("storage", "float32")),
+        feature=field.name,
         users=tags.get("users", ""),
     )
+
+
+def vector_field(view: FeatureView) -> Field:
+    """The one feature of an embedding view; raises DeclarationError where there are others."""
+    # a stream view that comes back from the registry lists its join key among its features
+    keys = {column.name for column in view.entity_columns}
+    fields = [field for field in view.schema if field.name not in keys]
+    if len(fields) != 1:
+        raise DeclarationError(
+            f"Embedding view {view.name!r} has the features {', '.join(field.name for field in fields) or 'none'}: "
+            "declare it with embedding_view() or item_embedding_view(), which give it one, and run `feast apply`."
+        )
+    return fields[0]
 
 
 def source_of(view: FeatureView) -> FileSource:

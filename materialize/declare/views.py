@@ -43,7 +43,7 @@ def embedding_view(
     serve: Serving = Serving(),  # noqa: B008 - frozen
     description: str = "",
 ) -> StreamFeatureView:
-    """Declare the embedding of an entity's behaviors: a view with one feature, ``embedding``, float32 [dim].
+    """Declare the embedding of an entity's behaviors: a view with one feature, float32 [dim], named by ``serve``.
 
     Args:
         name: Name of the view.
@@ -51,7 +51,7 @@ def embedding_view(
         inputs: Its behaviors, and where its histories are kept.
         encoder: What encodes them.
         policy: ``Incremental``, ``Full`` or ``Hybrid``.
-        serve: How long and in how many bits vectors are served.
+        serve: Under which name, how long and in how many bits vectors are served.
         description: For people.
 
     Raises:
@@ -181,10 +181,17 @@ def _view(
 ) -> StreamFeatureView:
     if PIN in name:
         raise DeclarationError(f"Embedding view {name!r}: a name must not contain {PIN!r}: it marks a pinned space.")
+    if serve.feature == entity.join_key:
+        # Feast puts features and join keys into one answer: the vector would stand in the place of the id.
+        raise DeclarationError(
+            f"Embedding view {name!r}: feature={serve.feature!r} is the join key of entity {entity.name!r}: write "
+            f"another name, such as Serving(feature='{entity.name}_vector')."
+        )
     log = FileSource(
         name=f"{name}_log",
         path=f"{serve.state}/log/{name}/live/*.parquet",
         timestamp_field="event_timestamp",
+        field_mapping={EMBEDDING: serve.feature} if serve.feature != EMBEDDING else None,
     )
     declared = {"kind": "embedding", "encoder": encoder.name, "artifact": encoder.folder, "dim": str(encoder.dim)}
     declared |= {"storage": serve.storage, "policy": policy_to_json(policy)} | tags
@@ -194,7 +201,7 @@ def _view(
         ttl=serve.ttl,
         schema=[
             Field(name=entity.join_key, dtype=_id_type(entity)),
-            Field(name=EMBEDDING, dtype=Array(Float32), tags=_space_tag(name, encoder)),
+            Field(name=serve.feature, dtype=Array(Float32), tags=_space_tag(name, encoder)),
         ],
         source=PushSource(name=f"{name}_push", batch_source=log),
         mode="pandas",

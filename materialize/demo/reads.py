@@ -14,8 +14,8 @@ from feast_embeddings.materialize.files import matrix_of
 from feast_embeddings.models.types import Float32s, Int64s
 from feast_embeddings.transformations import Behaviors
 
-FEATURES = ["user_embedding:embedding", "item_embedding:embedding"]
-USER, ITEM = "user_embedding__embedding", "item_embedding__embedding"
+FEATURES = ["user_embedding:user_vector", "item_embedding:item_vector"]
+USER, ITEM = "user_embedding__user_vector", "item_embedding__item_vector"
 _WEEK_US = 7 * 86_400_000_000
 
 

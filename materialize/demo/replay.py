@@ -18,7 +18,7 @@ from feast import FeatureStore
 
 from feast_embeddings.materialize.clock import simulated, us_of
 from feast_embeddings.materialize.demo.parity import Comparison, compare
-from feast_embeddings.materialize.demo.reads import Reader
+from feast_embeddings.materialize.demo.reads import FEATURES, Reader
 from feast_embeddings.materialize.demo.scaffold import write_repo
 from feast_embeddings.materialize.files import Workspace
 from feast_embeddings.materialize.online import OnlineServer
@@ -32,6 +32,7 @@ END = datetime(2018, 1, 1, tzinfo=UTC)
 ROLLBACK_DAY = 40
 DIM = 64
 USER_VIEW, ITEM_VIEW = "user_embedding", "item_embedding"
+USER_VECTORS, ITEM_VECTORS = FEATURES
 _SECOND_US = 1_000_000
 _DAY_US = 86_400 * _SECOND_US
 
@@ -102,7 +103,7 @@ class Replayer:
             while self.reader.budget:
                 self._clock.advance(int(self._rng.integers(1, 600)) * _SECOND_US)
                 self.reader.read()
-            items = read_vectors(self.store, f"{ITEM_VIEW}:embedding", self.catalogue)
+            items = read_vectors(self.store, ITEM_VECTORS, self.catalogue)
             compared = compare(self.store, *self.reader.result())
         daily = self.ledger.published_ticks(USER_VIEW, end_after_us=first.end_us if first else 0)
         encoded, rows = sum(tick.encoded for tick in daily), sum(tick.rows for tick in daily)
@@ -116,7 +117,7 @@ class Replayer:
             self._quietly(self.store.materialize_incremental, day, [USER_VIEW])
             self.seconds += time.perf_counter() - started
             if day.weekday() == 0:
-                self.weekly[us_of(day)] = read_vectors(self.store, f"{USER_VIEW}:embedding", self.households)
+                self.weekly[us_of(day)] = read_vectors(self.store, USER_VECTORS, self.households)
             if number == ROLLBACK_DAY:
                 self._roll_back_and_forth()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from importlib.resources import files
@@ -36,13 +37,16 @@ def write_repo(folder: Path, *, policy: str | None = None, data: Callable[[Path]
     (folder / "data" / "behaviors").mkdir(parents=True)
     for file in _TEMPLATE:
         text = files("feast_embeddings.feature_repo").joinpath(file).read_text(encoding="utf-8")
-        (folder / file).write_text(_filled(file, text, name, policy), encoding="utf-8")
+        (folder / file).write_text(_filled(folder, file, text, name, policy), encoding="utf-8")
     (data or _shop)(folder / "data" / "behaviors" / "history.parquet")
     return folder
 
 
-def _filled(file: str, text: str, project: str, policy: str | None) -> str:
+def _filled(folder: Path, file: str, text: str, project: str, policy: str | None) -> str:
     if file == "feature_store.yaml":
+        # Feast 0.67 opens a registry in SQLite relative to the working directory, everything else relative to the repo.
+        registry = json.dumps(f"sqlite:///{folder.resolve() / 'data' / 'registry.db'}", ensure_ascii=False)
+        text = text.replace("sqlite:///data/registry.db", registry, 1)
         return re.sub(r"(?m)^project: .*$", f"project: {project}", text, count=1)
     if file == "definitions.py" and policy is not None:
         kind = policy.partition("(")[0]

@@ -110,7 +110,7 @@ def explain_entity(
     found = entity_id_of(declared, entity_id)
     spec = _spec(store, declared.join_key, entity, view)
     ids: Ids = np.array([found], object if spec.string_ids else np.int64)
-    vectors = read_vectors(store, f"{spec.view}:embedding", ids)
+    vectors = read_vectors(store, spec.reference, ids)
     rows = workspace.log(spec).served(found, vectors.space) if vectors.found[0] else None
     if rows is None or not rows.num_rows:
         raise TickError(
@@ -187,4 +187,4 @@ def _change(rows: pa.Table) -> Change | None:
 def _neighbors(store: FeatureStore, spec: EmbeddingSpec, vectors: Vectors, k: int) -> Neighbors | None:
     specs = embedding_specs(store.registry, store.project)
     items = [each for each in specs if each.tower == "item" and each.encoder == spec.encoder]
-    return nearest(store, f"{items[0].view}:embedding", vectors, k) if items else None
+    return nearest(store, items[0].reference, vectors, k) if items else None

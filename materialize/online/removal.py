@@ -74,6 +74,8 @@ def remove_view(server: OnlineServer, table: FeatureView, stored_name: str) -> N
         OnlineStoreError: Redis cannot be reached.
     """
     features = [feature.name for feature in table.features]
+    if kind_of(table) == tags.EMBEDDING_KIND:
+        features = [tags.EMBEDDING]  # the name that vectors are stored under
     prefix = keys.timestamp_field(keys.stored_name(table.name, ""))
     own = kind_of(table) is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 from feast import FeatureView
 from feast.infra.registry.base_registry import BaseRegistry
 
+from feast_embeddings.materialize.clock import iso
 from feast_embeddings.materialize.declare import EmbeddingSpec, embedding_specs, pinned_space, spec_of, ttl_us
 from feast_embeddings.materialize.files import BehaviorLog, Workspace, ids_of
 from feast_embeddings.materialize.retrieval.recomputed import activity_at, behaviors_at, history_at
@@ -21,7 +23,6 @@ from feast_embeddings.transformations.views import (
     ACTIVITY_KIND,
     BEHAVIORS,
     BEHAVIORS_KIND,
-    EMBEDDING,
     EMBEDDING_KIND,
     HISTORY_KIND,
     KIND,
@@ -65,7 +66,10 @@ class Past:
         spec, ledger = spec_of(view), self.workspace.ledger
         space = served_space(ledger, spec, pinned_space(view))
         vectors = served_vectors(ledger, self.workspace.log(spec), spec, space, rows.ids(view), rows.times_us)
-        return {EMBEDDING: vectors}
+        if len(rows) and vectors.null_count == len(rows):
+            cutovers = [step.from_us for step in ledger.serving(spec.view, spec.encoder)]
+            _warn_of_times_before(min(cutovers, default=None), spec, rows)
+        return {spec.feature: vectors}
 
     def _history(self, view: FeatureView, rows: EntityRows) -> Columns:
         log = self._behaviors_of(view)
@@ -93,6 +97,23 @@ class Past:
         spaces = {fill.space for fill in fills}
         contexts = {space: read_manifest(self.workspace.paths.encoder(space)).context for space in spaces}
         return {fill.fill: contexts[fill.space] for fill in fills}
+
+
+def _warn_of_times_before(first_us: int | None, spec: EmbeddingSpec, rows: EntityRows) -> None:
+    """Say why no row has a vector, where that is because nothing was served yet."""
+    asked = rows.times_us[rows.timed]
+    if not len(asked) or (first_us is not None and int(asked.max()) >= first_us):
+        return
+    served_from = (
+        "has served none yet" if first_us is None else f"serves vectors since its first cutover at {iso(first_us)}"
+    )
+    warnings.warn(
+        f"View {spec.view!r} has no vector for any row: it {served_from}, and historical retrieval returns what was "
+        "served. Run `feast materialize` once, then `feast materialize-incremental` on a schedule, and ask for times "
+        "after the first of them.",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def _computed(view: FeatureView, rows: EntityRows, at: Callable[..., pa.Table]) -> Columns:

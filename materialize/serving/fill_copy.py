@@ -94,7 +94,7 @@ class SnapshotCache:
         self._held: dict[str, FillSnapshot] = {}
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
-    def served(self, server: OnlineServer, view: FeatureView, feature: str) -> Served:
+    def served(self, server: OnlineServer, view: FeatureView) -> Served:
         """The rows of the view's live fill, or of its pinned one.
 
         Raises:
@@ -111,7 +111,7 @@ class SnapshotCache:
                 continue
             if current is None or (ref := current.fill_of(view.name, space)) is None:
                 break
-            place = FillPlace(view.name, view.join_keys[0], ref.fill, feature)
+            place = FillPlace(view.name, view.join_keys[0], ref.fill, tags.EMBEDDING)
             held = self._held.get(place.name)
             if held is not None and held.version == version:
                 return Served(held, ref.space, current.generation)

@@ -79,9 +79,9 @@ def nearest(
     if k < 1 or metric not in get_args(Metric):
         raise DeclarationError(f"nearest(k={k}, metric={metric!r}): k is at least 1, metric 'inner' or 'cosine'.")
     queries, found, asked = _queries(vectors, space)
-    view, name = find(store, feature)
+    view = find(store, feature)
     server = OnlineServer.of(store.config)
-    served = snapshots_of(server).served(server, view, name)
+    served = snapshots_of(server).served(server, view)
     if served.space:
         _same_space(feature, asked, served.space, queries, served.rows)
     alive = _alive(served.rows, ttl_us(view))

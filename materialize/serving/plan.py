@@ -77,7 +77,9 @@ class ViewRead:
         """Hash fields to ask for; None if there is nothing to ask."""
         if self.name is None:
             return None
-        asked = [feature_field(self.name, feature) for feature in self.features]
+        # vectors are stored under one name, whatever the view calls them
+        stored = tags.EMBEDDING if self.encoder is not None else None
+        asked = [feature_field(self.name, stored or feature) for feature in self.features]
         return [*asked, timestamp_field(self.name)]
 
     def times_us(self) -> Int64s:

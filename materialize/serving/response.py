@@ -34,8 +34,9 @@ from feast_embeddings.materialize.online import (
 )
 from feast_embeddings.materialize.serving.answer import current_answer, followed
 from feast_embeddings.materialize.serving.plan import Read, ViewRead
+from feast_embeddings.models.errors import DeclarationError
 from feast_embeddings.models.types import Ids
-from feast_embeddings.transformations.views import EMBEDDING, HISTORY_KIND, tags
+from feast_embeddings.transformations.views import HISTORY_KIND, tags
 
 Row = tuple[datetime | None, dict[str, ValueProto] | None]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -68,6 +69,23 @@ class Request:
     def complete(self) -> bool:
         """Whether every row names every entity: stock Feast raises a TypeError for a null one."""
         return not any(_is_null(value) for values in self.join_key_values.values() for value in values)
+
+    def check_names(self, grouped_refs: Sequence[tuple[FeatureView, list[str]]]) -> None:
+        """A feature stands beside the ids that were asked for, never in their place.
+
+        Raises:
+            DeclarationError: A feature has the name of another view's join key, which Feast would overwrite.
+        """
+        if self.full_feature_names:
+            return
+        for table, features in grouped_refs:
+            own = {column.name for column in table.entity_columns}
+            for feature in features:
+                if feature in self.join_key_values and feature not in own:
+                    raise DeclarationError(
+                        f"Column {feature!r} of the answer would stand for feature view {table.name!r} and for the ids "
+                        "that were asked for: ask with full_feature_names=True, or leave one of them out."
+                    )
 
     def add(self, view: ViewRead, features: list[str], rows: list[Row], entities: Entities | None) -> None:
         """Adds columns of a view as stock Feast does; without entities, empty ones."""
@@ -246,8 +264,8 @@ def _times(view: ViewRead) -> list[datetime]:
 
 def _values(view: ViewRead, reply: Sequence[bytes | None]) -> dict[str, ValueProto]:
     stored = {feature: value or b"" for feature, value in zip(view.features, reply[:-1], strict=True)}
-    if view.encoder is not None and EMBEDDING in stored:
-        stored[EMBEDDING] = as_float_list(stored[EMBEDDING], view.table.name)
+    if view.encoder is not None:
+        stored = {feature: as_float_list(value, view.table.name) for feature, value in stored.items()}
     return {feature: ValueProto.FromString(value) for feature, value in stored.items()}
 
 
@@ -279,7 +297,7 @@ def add_columns(request: Request, view: ViewRead, expired: Sequence[int], row_of
     for number in range(len(features)):
         values: Sequence[bytes | None]
         values = [reply[number] if show else None for reply, show in zip(replies, shown, strict=True)]
-        if view.encoder is not None and features[number] == EMBEDDING:
+        if view.encoder is not None:
             values = as_float_lists(values, view.table.name)
         column = _spread(_VALUES, values, row_of) + _STATUSES + varint(len(row_of)) + spread_statuses + times
         response.results[start + number].MergeFromString(column)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from feast import FeatureStore, FeatureView
 
 from feast_embeddings.materialize import clock
-from feast_embeddings.materialize.declare import kind_of, pinned_space, ttl_us
+from feast_embeddings.materialize.declare import kind_of, pinned_space, ttl_us, vector_field
 from feast_embeddings.materialize.online import OnlineServer, decode_vectors, entity_ids, entity_key_rows, vector_length
 from feast_embeddings.materialize.serving.plan import Read, ViewRead
 from feast_embeddings.models.errors import DeclarationError
@@ -60,10 +60,10 @@ def read_vectors(store: FeatureStore, feature: str, ids: Ids | Sequence[int] | S
         SpaceError: The pinned space is not served.
         OnlineStoreError: Redis cannot be reached, or the online store is another one.
     """
-    view, name = find(store, feature)
+    view = find(store, feature)
     server = OnlineServer.of(store.config)
     read_keys = entity_key_rows(server.project, view.entity_columns[0].name, entity_ids(ids))
-    read = Read(server, [ViewRead(view, [name], read_keys)])
+    read = Read(server, [ViewRead(view, [vector_field(view).name], read_keys)])
     read.run()
     return _vectors(read, read.views[0])
 
@@ -95,19 +95,19 @@ def _declared_dim(view: FeatureView) -> int:
     return int(view.tags.get(tags.DIM, 0))
 
 
-def find(store: FeatureStore, feature: str) -> tuple[FeatureView, str]:
-    """The embedding view, pinned where ``feature`` is, and the feature's name; raises as :func:`read_vectors`."""
+def find(store: FeatureStore, feature: str) -> FeatureView:
+    """The embedding view, pinned where ``feature`` is; raises as :func:`read_vectors`."""
     pinned_name, _, name = feature.rpartition(":")
     view_name, _, space = pinned_name.partition("@")
     view = store.registry.get_any_feature_view(view_name, store.project, allow_cache=True)
-    if (
-        not isinstance(view, FeatureView)
-        or kind_of(view) != tags.EMBEDDING_KIND
-        or name not in {field.name for field in view.features}
-    ):
+    if not isinstance(view, FeatureView) or kind_of(view) != tags.EMBEDDING_KIND:
         raise DeclarationError(
             f"{feature!r} is not a feature of an embedding view: write '<view>:<feature>' of a view "
             "that embedding_view() declared."
         )
+    if name != (declared := vector_field(view).name):
+        raise DeclarationError(
+            f"{feature!r} is not a feature of an embedding view: view {view_name!r} has '{pinned_name}:{declared}'."
+        )
     pinned: FeatureView = view.with_name(pinned_name) if space else view
-    return pinned, name
+    return pinned

@@ -43,7 +43,7 @@ def search(
         SpaceError: The space changed while it was asked; ask again.
         OnlineStoreError: Redis cannot be reached.
     """
-    view, _ = find(store, feature)
+    view = find(store, feature)
     anyone: Ids = np.array([""], object) if spec_of(view).string_ids else np.zeros(1, np.int64)
     space = read_vectors(store, feature, anyone).space
     key = (str(store.config.repo_path), store.project)

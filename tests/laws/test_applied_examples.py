@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
+import ranking_rows
 from matrix_factorization_ranker import MatrixFactorizationRanker
-from ranking_rows import fit, historical_rows, online_rows, score
+from ranking_rows import fit, score
 from repo_fixture import DAY, ITEMS, TYPES, USERS, MakeRepo, SmallRepo, at, day, moment, rows
 from two_tower_ranker import TwoTowerRanker
 
 from feast_embeddings.models import AutoEncoderConfig, AutoEncoderTraining, save_encoder, train_autoencoder
 from feast_embeddings.transformations import Histories
+
+FEATURES = {"user_features": ("user_embedding:embedding",), "item_features": ("item_embedding:embedding",)}
+historical_rows = partial(ranking_rows.historical_rows, **FEATURES)
+online_rows = partial(ranking_rows.online_rows, **FEATURES)
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_all_views_are_read_together(materialized: tuple[FeatureStore, str, str]
     store = materialized[0]
     service = store.get_feature_service("ranking_serving")
     answer = store.get_online_features(service, [{"user_id": user} for user in range(1, 21)]).to_dict()
-    assert sum(vector is not None and len(vector) == 64 for vector in answer["embedding"]) >= 18
+    assert sum(vector is not None and len(vector) == 64 for vector in answer["user_vector"]) >= 18
     assert all(len(items) for items in answer["history_items"] if items is not None)
     assert sum(answer["view_28d"][row] or 0 for row in range(20)) > 0
     raw = store.get_online_features(["behaviors:item_id", "behaviors:behavior_type"], [{"user_id": 1}]).to_dict()
@@ -113,7 +113,9 @@ def test_feast_serve_answers(folder: Path, materialized: tuple[FeatureStore, str
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [FEAST, "serve", "--host", "127.0.0.1", "--port", str(port), "--no-access-log"]
-    body = json.dumps({"features": ["user_embedding:embedding", "history:history_items"], "entities": {"user_id": [1]}})
+    body = json.dumps(
+        {"features": ["user_embedding:user_vector", "history:history_items"], "entities": {"user_id": [1]}}
+    )
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/get-online-features", body.encode(), {"Content-Type": "application/json"}
     )
@@ -124,8 +126,8 @@ def test_feast_serve_answers(folder: Path, materialized: tuple[FeatureStore, str
             server.terminate()
     names = answer["metadata"]["feature_names"]
     values = {name: result["values"][0] for name, result in zip(names, answer["results"], strict=True)}
-    online = materialized[0].get_online_features(["user_embedding:embedding"], [{"user_id": 1}]).to_dict()
-    np.testing.assert_allclose(values["embedding"], online["embedding"][0], rtol=1e-6)
+    online = materialized[0].get_online_features(["user_embedding:user_vector"], [{"user_id": 1}]).to_dict()
+    np.testing.assert_allclose(values["user_vector"], online["user_vector"][0], rtol=1e-6)
     assert len(values["history_items"]) > 0
 
 

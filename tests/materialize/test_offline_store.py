@@ -251,7 +251,8 @@ def test_the_ttl_of_the_view_is_kept(repo):
 
 
 def test_before_anything_was_materialized_all_is_null(repo):
-    result = repo.ask(["user_embedding:embedding", "history:history_times"], [(1, day(5)), (2, day(5))])
+    with pytest.warns(UserWarning, match="it has served none yet"):
+        result = repo.ask(["user_embedding:embedding", "history:history_times"], [(1, day(5)), (2, day(5))])
 
     assert result["embedding"].tolist() == [None, None]
     assert result["history_times"].tolist() == [None, None]

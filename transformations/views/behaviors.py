@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
-from feast import Entity, FeatureView, Field, FileSource, PushSource
+from feast import Entity, FeatureView, Field, FileSource, PushSource, RepoConfig
 from feast.data_format import ParquetFormat
 from feast.types import Float64, Int64, String
 
@@ -16,6 +16,19 @@ from feast_embeddings.transformations.views import tags
 
 ID_TYPES = {"int64": Int64, "string": String}
 """Feast's type of an id, by the contract's."""
+
+
+class _BehaviorFiles(FileSource):
+    """A file source that may be a pattern: Feast 0.67 reads it, but warns at `apply` that there is no such file."""
+
+    def validate(self, config: RepoConfig) -> None:
+        """As Feast's, of the first file that the pattern finds; of the pattern itself where it finds none."""
+        path = Path(FileSource.get_uri_for_file_path(config.repo_path, self.path)).absolute()
+        found = [] if "://" in self.path else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        if found:
+            FileSource(path=str(found[0]), timestamp_field=self.timestamp_field).validate(config)
+        else:
+            super().validate(config)
 
 
 def behavior_source(name: str, path: str | Path, contract: BehaviorContract) -> FileSource:
@@ -32,7 +45,7 @@ def behavior_source(name: str, path: str | Path, contract: BehaviorContract) -> 
     renamed = {contract.entity: contract.join_key} | {
         column: LATEST_FEATURES[role] for role, column in contract.columns.items() if role in LATEST_FEATURES
     }
-    return FileSource(
+    return _BehaviorFiles(
         name=name,
         path=str(folder),
         file_format=ParquetFormat(),

@@ -36,7 +36,7 @@ SPACE = f"{PREFIX}space"
 """On the feature of an embedding view: the space of its declared encoder."""
 
 EMBEDDING = "embedding"
-"""The feature of an embedding view."""
+"""The feature of an embedding view that names none; and what vectors are called wherever they are stored."""
 HISTORY_FEATURES = ("history_items", "history_types", "history_times", "history_values")
 """Features of a history view: items (int64 or string), types (int32), times (int64 µs), values (float32)."""
 
