@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.ledger.database import Database
-from feast_embeddings.materialize.ledger.records import Fill, Generation, Serving, Space
+from feast_embeddings.materialize.ledger.records import Fill, Generation, Serving, Space, Tick
 from feast_embeddings.materialize.ledger.schema import fills, generations, marks, spaces, ticks
 from feast_embeddings.models.errors import SpaceError
 
@@ -143,6 +143,16 @@ class Generations(Database):
                 written = (ticks.c.view == view, ticks.c.tick == number, ticks.c.state == "written")
                 connection.execute(sa.update(ticks).where(*written).values(**published))
         return True
+
+    def reopen(self, tick: Tick) -> None:
+        """A refresh that was ready, before anything was live, is to be written again: Redis has lost it."""
+        with self.transaction() as connection:
+            encoder = sa.select(fills.c.encoder).where(fills.c.fill == tick.fills[0]).scalar_subquery()
+            pending = (generations.c.encoder == encoder, generations.c.cutover_us.is_(None))
+            connection.execute(sa.delete(generations).where(*pending))
+            mine = (ticks.c.view == tick.view, ticks.c.tick == tick.number)
+            connection.execute(sa.update(ticks).where(*mine).values(state="recorded", published_us=None))
+            connection.execute(sa.update(fills).where(fills.c.fill == tick.fills[0]).values(state="building"))
 
     def serving(self, view: str, encoder: str) -> list[Serving]:
         """Which fill of ``view`` every cutover made live, oldest first."""

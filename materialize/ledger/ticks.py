@@ -17,7 +17,7 @@ from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.ledger.database import Database
 from feast_embeddings.materialize.ledger.leases import is_held
 from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Ranges, Tick, ranges_to_json
-from feast_embeddings.materialize.ledger.schema import FOLDED, fills, generations, marks, positions, tick_counts, ticks
+from feast_embeddings.materialize.ledger.schema import FOLDED, fills, marks, positions, tick_counts, ticks
 from feast_embeddings.models.errors import HeldError, OvertakenError, TickError
 
 _APPLIED = ("written", "published")
@@ -274,21 +274,6 @@ class Ticks(Database):
             _update(connection, tick, state="written", rows=rows)
             _mark(connection, tick)
         return self.tick(tick.view, tick.number)
-
-    def reopen(self, tick: Tick) -> None:
-        """A refresh that was ready, before anything was live, is to be written again: Redis has lost it."""
-        with self.transaction() as connection:
-            encoder = sa.select(fills.c.encoder).where(fills.c.fill == tick.fills[0]).scalar_subquery()
-            pending = (generations.c.encoder == encoder, generations.c.cutover_us.is_(None))
-            connection.execute(sa.delete(generations).where(*pending))
-            _update(connection, tick, state="recorded", published_us=None)
-            connection.execute(sa.update(fills).where(fills.c.fill == tick.fills[0]).values(state="building"))
-
-    def marks(self, view: str) -> dict[str, int]:
-        """Series of a view's ticks → the last one that Redis was seen to hold."""
-        query = sa.select(marks.c.series, marks.c.tick).where(marks.c.view == view)
-        with self.reading() as connection:
-            return {series: int(tick) for series, tick in connection.execute(query)}
 
     def prune(self, view: str, before_us: int, counts_before_us: int | None = None) -> int:
         """Forget published micro-batches that ended before a time, but for each lane's last; how many.

@@ -18,7 +18,7 @@ from feast_embeddings.materialize.files import CaughtUp, EmbeddingLog, LogStamp,
 from feast_embeddings.materialize.ledger import Fill, Generation, Lease, cutover_resource, held
 from feast_embeddings.materialize.online import FillRef, Manifest, OnlineServer, publish_manifest, read_manifest
 from feast_embeddings.materialize.ticks.beside import gently, held_back, in_rounds
-from feast_embeddings.materialize.ticks.marks import Marks
+from feast_embeddings.materialize.ticks.intact import Marks
 from feast_embeddings.materialize.ticks.milestones import reached
 from feast_embeddings.models.errors import SpaceError
 from feast_embeddings.transformations.behaviors import concat_ids

@@ -19,8 +19,8 @@ from feast_embeddings.materialize.ticks.agenda import Agenda
 from feast_embeddings.materialize.ticks.beside import gently, held_back, in_rounds, settle, wait_for_compaction
 from feast_embeddings.materialize.ticks.compute import TicksOfView, UserTicks
 from feast_embeddings.materialize.ticks.cutover import Cutovers
+from feast_embeddings.materialize.ticks.intact import Marks
 from feast_embeddings.materialize.ticks.items import Followed, ItemTicks
-from feast_embeddings.materialize.ticks.marks import Marks
 from feast_embeddings.materialize.ticks.milestones import counter, reached
 from feast_embeddings.materialize.ticks.refresh import Refreshes
 from feast_embeddings.materialize.ticks.view_work import ViewWork

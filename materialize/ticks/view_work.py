@@ -20,7 +20,7 @@ from feast_embeddings.materialize.online import (
     write_fill,
     write_history,
 )
-from feast_embeddings.materialize.ticks.marks import Marks
+from feast_embeddings.materialize.ticks.intact import Marks
 from feast_embeddings.materialize.ticks.milestones import counter, reached
 from feast_embeddings.models import Encoder, HistoryBatch
 from feast_embeddings.models.errors import DeclarationError, OvertakenError

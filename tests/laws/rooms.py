@@ -51,7 +51,6 @@ _AVERAGES = "PyTorch's own averages of weights are made with it, and it has no p
 _FEASTS_ANSWER = "the answer is filled as Feast's own online read fills it; Feast has no public name for that"
 
 _FAULTS: Final = "puts clocks forward and waits to nothing, which no caller may"
-_TRAINING_BAR: Final = "a progress bar for who trains from a notebook; off by default"
 
 EXCEPTIONS: Final[dict[str, dict[str, str]]] = {
     "module names": {
@@ -70,8 +69,7 @@ EXCEPTIONS: Final[dict[str, dict[str, str]]] = {
     "libraries": {
         "materialize/ledger/tombstones.py imports duckdb": "joins ids with salted digests, in memory",
         "transformations/behaviors/quarantine.py imports pyarrow.parquet": "what is refused is kept where it is judged",
-        "models/autoencoder/trainer.py imports rich": _TRAINING_BAR,
-        "models/sequence/training.py imports rich": _TRAINING_BAR,
+        "models/sequence/progress.py imports rich": "a progress bar for who trains at a terminal or from a notebook",
     },
     "private names": {
         "benchmarks/online_sides.py uses _binary": _SERVERS_BINARY,
