@@ -14,7 +14,7 @@ import typer
 from feast_embeddings.materialize.cli.erase import print_receipt
 from feast_embeddings.materialize.cli.evaluate import evaluate
 from feast_embeddings.materialize.cli.explain import draw_explanation, print_explanation
-from feast_embeddings.materialize.cli.quarantine import quarantine
+from feast_embeddings.materialize.cli.refused import quarantine
 from feast_embeddings.materialize.cli.repo import Repo, opened
 from feast_embeddings.materialize.cli.status import print_status
 from feast_embeddings.materialize.cli.stream import register as register_stream

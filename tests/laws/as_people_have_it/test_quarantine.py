@@ -14,7 +14,7 @@ from stream_fixture import behavior, by_hand, send, streamed
 from ticks_fixture import tick_at
 from typer.testing import CliRunner
 
-from feast_embeddings.materialize.cli.main import app
+from feast_embeddings.materialize.cli import app
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.upkeep import hand_back, refused
 from feast_embeddings.models.errors import BehaviorSourceError, DeclarationError

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 import typer
 
 from feast_embeddings.materialize.cli.repo import Repo, opened
+from feast_embeddings.materialize.files import read_part
 from feast_embeddings.materialize.upkeep import hand_back, refused
 from feast_embeddings.models.errors import BehaviorSourceError, DeclarationError
 
@@ -64,7 +64,7 @@ def _write(rows: pa.Table, file: Path) -> None:
     if file.suffix == ".csv":
         pacsv.write_csv(rows, file)
     else:
-        pq.write_table(rows, file)
+        rows.to_pandas().to_parquet(file, index=False)
 
 
 def _read(file: Path) -> pa.Table:
@@ -72,7 +72,7 @@ def _read(file: Path) -> pa.Table:
         raise BehaviorSourceError(f"{file} does not exist: name the file that --export wrote, with its rows mended.")
     try:
         if file.suffix == ".parquet":
-            return pq.read_table(file, partitioning=None)
+            return read_part(file)
         names = pacsv.open_csv(file).schema.names
         texts = pacsv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, quoted_strings_can_be_null=False
