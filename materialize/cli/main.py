@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from feast_embeddings.materialize.cli.evaluate import evaluate
+from feast_embeddings.materialize.cli.refused import quarantine
 from feast_embeddings.materialize.cli.repo import Repo, opened
 from feast_embeddings.materialize.cli.stream import register as register_stream
 from feast_embeddings.materialize.cli.watch import URL, watch
@@ -238,6 +239,7 @@ def restore_online(repo: Repo = Path()) -> None:
 
 
 app.command()(evaluate)
+app.command()(quarantine)
 
 
 def main() -> None:

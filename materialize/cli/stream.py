@@ -84,7 +84,7 @@ def append(
     store = opened(repo)
     spec = user_spec(store, view)
     ledger = Workspace.of(store.config).ledger
-    before = ledger.stream_counts(spec.view).get("read", 0)
+    before = ledger.stream_counts(spec.view)
     contract = contract_of(behaviors_of(store.registry, store.project, spec))
     lines = behaviors if behaviors else [line for line in sys.stdin if line.strip()]
     ids = [_entity(line, contract.entity) for line in lines]
@@ -94,13 +94,17 @@ def append(
         append_behaviors(client, store.project, spec.behaviors, partitions, ids, payloads)
     typer.echo(f"{len(lines):,} behaviors appended to {spec.behaviors!r}")
     deadline = time.monotonic() + wait
-    while wait and ledger.stream_counts(spec.view).get("read", 0) < before + len(lines):
+    while wait and ledger.stream_counts(spec.view).get("read", 0) < before.get("read", 0) + len(lines):
         if time.monotonic() > deadline:
             raise StreamError(
                 f"The stream of view {spec.view!r} did not apply them within {wait:.0f} s: start a worker with "
                 "`feast-embeddings stream`; the behaviors wait for it."
             )
         time.sleep(0.05)
+    if wait:
+        for what, count in ledger.stream_counts(spec.view).items():
+            if what.startswith("quarantined") and count > before.get(what, 0):
+                typer.echo(f"{count - before.get(what, 0):,} {what}; `feast-embeddings quarantine` shows them")
 
 
 def show_nearest(

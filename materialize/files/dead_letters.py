@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,6 +38,10 @@ class PoisonMessages:
         """All poison of a view, in the order of ticks."""
         files = sorted(self._folder(view).glob("*.parquet"))
         return pa.concat_tables([POISON.empty_table(), *(pq.read_table(file, partitioning=None) for file in files)])
+
+    def views(self) -> list[str]:
+        """Views that have some."""
+        return sorted(unquote(folder.name) for folder in self.folder.glob("*"))
 
     def erase(self, view: str, entity_id: int | str) -> int:
         """Remove every message whose bytes contain the id: nobody can tell what else they mean. How many."""

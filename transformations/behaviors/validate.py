@@ -15,7 +15,7 @@ from feast_embeddings.transformations.behaviors.contract import BehaviorContract
 from feast_embeddings.transformations.behaviors.table import schema_of
 from feast_embeddings.transformations.behaviors.times import Times, read_times
 
-QUARANTINED_COLUMNS = ("entity", "item", "behavior_type", "event_time", "value")
+QUARANTINED_COLUMNS = ("entity", "item", "behavior_type", "event_time", "value", "dedup_id")
 QUARANTINE_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in (*QUARANTINED_COLUMNS, "reason")])
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 # The text of an int64, and nothing else: "007" and "7" would silently become one id.
