@@ -70,8 +70,7 @@ EXCEPTIONS: Final[dict[str, dict[str, str]]] = {
     "libraries": {
         "materialize/ledger/tombstones.py imports duckdb": "joins ids with salted digests, in memory",
         "transformations/behaviors/quarantine.py imports pyarrow.parquet": "what is refused is kept where it is judged",
-        "models/autoencoder/trainer.py imports rich": _TRAINING_BAR,
-        "models/sequence/training.py imports rich": _TRAINING_BAR,
+        "models/sequence/progress.py imports rich": _TRAINING_BAR,
     },
     "private names": {
         "benchmarks/online_sides.py uses _binary": _SERVERS_BINARY,

@@ -54,7 +54,7 @@ def test_the_default_training_takes_seconds_and_beats_counting(trained: tuple[Re
     assert done.exit_code == 0, done.output
     # Then it takes seconds, tells each epoch, and its last line is a verdict
     assert seconds < PROCESSOR_S
-    assert sum(line.startswith("epoch ") for line in done.stderr.splitlines()) == 8
+    assert sum(line.startswith("epoch ") for line in done.stderr.splitlines()) == 6
     assert "Verdict: encoder 'main' beats the best baseline, Markov table" in done.stdout.splitlines()[-1]
 
 
