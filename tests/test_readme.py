@@ -123,3 +123,11 @@ def _stands_for(figure: str, measured: list[float]) -> bool:
     return any(
         round(abs(number) * scale, digits) == shown for number in measured for scale in (1, 100, 1000, 1 / 1024, 1e-3)
     )
+
+
+def test_the_figures_of_the_shop_of_init_are_those_that_were_measured() -> None:
+    methods = json.loads((ROOT / "benchmarks/results/shop.json").read_text())["methods"]
+    said = TEXT.split("`train` learns from the first nine tenths")[1].split("\n\n")[0]
+    shown = re.findall(r"(?<![\w.])\.\d{3}", said)
+    names = ("main", "popularity", "repeat purchase", "Markov table")
+    assert shown == [f"{methods[name]['estimates']['all']['ndcg@10']['value']:.3f}"[1:] for name in names]

@@ -74,7 +74,7 @@ def train(
     ] = False,
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes; the best weights count.")] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the behaviors; default: 8, of autoencoders at most 20.")
+        int | None, typer.Option(help="Passes over the behaviors; default: 6, of autoencoders at most 20.")
     ] = None,
     context: Annotated[int, typer.Option(help="Behaviors that the encoder looks at.")] = 50,
     seed: Annotated[int, typer.Option(help="The same seed gives the same encoder on one machine.")] = 0,

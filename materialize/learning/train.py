@@ -37,7 +37,7 @@ from feast_embeddings.transformations import Behaviors, BehaviorType, Histories
 SHARE_BEFORE = 0.9
 """Of the behaviors, by time, that a training learns from where some are held out."""
 
-EPOCHS = {"sequence": 8}
+EPOCHS = {"sequence": 6}
 """Passes by kind of encoder, where nothing else is asked for; 20 for the others."""
 
 
@@ -82,8 +82,8 @@ def training_config(
         return TrainingConfig(
             encoder=SequenceConfig(context=context),
             batch_tokens=1024,
-            learning_rate=4e-3,
-            warmup_steps=50,
+            learning_rate=6e-3,
+            warmup_steps=20,
             decay_epochs=epochs,
             average_decay=0.99,
             **limits,
