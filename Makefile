@@ -9,7 +9,7 @@ TORCH   = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test-quick bench-refresh-beside-stream setup demo test lint types wheel structure trace bench-online-retail bench-autoencoder bench-generator bench-ranker bench-quality bench-encode bench-policies bench-online faults concurrency fuzz bench-text bench-explain bench-compression bench-session bench-freshness stream-faults soak bench-stream clean
+.PHONY: help test-quick bench-refresh-beside-stream setup demo test lint types wheel structure trace bench-online-retail bench-autoencoder bench-generator bench-ranker bench-quality bench-encode bench-policies bench-online faults concurrency fuzz messy bench-text bench-explain bench-compression bench-session bench-freshness stream-faults soak bench-stream clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -59,6 +59,9 @@ faults: setup  ## prove that 1,000 schedules of stopped, killed and sleeping job
 
 concurrency: setup  ## prove that 1,000 cutovers under eight reader processes never show a mixture
 	@$(BIN)/python benchmarks/concurrency.py
+
+messy: setup  ## prove that 2,000 tables of any types, units, zones and nulls are each served right or refused
+	@$(BIN)/python benchmarks/messy.py
 
 fuzz: setup  ## prove that 200,000 broken and whole messages are each applied or quarantined
 	@$(BIN)/python benchmarks/fuzz.py

@@ -88,9 +88,9 @@ def test_activity_counts_up_to_the_time_asked_for_and_nothing_later(repo):
     result = repo.ask(names, [(1, day(2.5)), (1, day(3)), (1, day(0.25)), (7, day(3)), (2, day(2))])
 
     # day 2.5: the purchase of day 0.5 is taken back at that very time, so it still counts strictly before it
-    assert result["buy_7d"].tolist() == [1, 0, 0, 0, 0]
-    assert result["view_7d"].tolist() == [2, 3, 0, 0, 1]
-    assert result["view_1d"].tolist() == [1, 1, 0, 0, 1]
+    assert result["buy_7d"].fillna(-1).tolist() == [1, 0, -1, -1, 0]
+    assert result["view_7d"].fillna(-1).tolist() == [2, 3, -1, -1, 1]
+    assert result["view_1d"].fillna(-1).tolist() == [1, 1, -1, -1, 1]
     assert result["recency_seconds"].fillna(-1).tolist() == [86_400, 21_600, -1, -1, 64_800]
 
 
