@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click import unstyle as strip_ansi
 from feast import FeatureStore
 from initialized import feast, initialized, standing_in
+from typer.testing import CliRunner
 
+from feast_embeddings.materialize.cli import app
 from feast_embeddings.materialize.demo import run_example
 from feast_embeddings.models import HistoryBatch, load_encoder
 
@@ -165,3 +168,18 @@ def test_an_example_asks_for_its_extra_before_it_works(tmp_path: Path, monkeypat
         run_example(source, tmp_path / "news")
     assert not (tmp_path / "news").exists()
     assert 'pip install ".[explain]"' in source.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("columns", [None, "80", "40"])
+def test_status_cuts_nothing(repo: Path, monkeypatch: pytest.MonkeyPatch, columns: str | None) -> None:
+    if columns is not None:  # a terminal of that width
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", columns)
+    shown = CliRunner().invoke(app, ["status"], color=False).output
+    assert "…" not in shown
+    lines = shown.splitlines()
+    if columns is None:
+        whole = next(line for line in lines if "item_embedding" in line and "main" in line)
+        assert "user_embedding" in whole
+    else:
+        assert max(map(len, map(strip_ansi, lines))) <= int(columns)
