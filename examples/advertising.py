@@ -4,7 +4,7 @@ A conversion is reported hours or days after it happened: with a created time it
 arrival, and counted. Vectors blend over three days, and are dropped after two weeks, as consent texts promise; one
 person is erased from every store by ``feast-embeddings forget --entity device --id …``.
 
-    python examples/advertising.py
+    python examples/advertising.py      # needs the extra `explain`: pip install ".[explain]"
 """
 
 from datetime import timedelta

@@ -3,7 +3,7 @@
 Refunds take their purchase back, so a returned item does not count as liked. The price is the value of a behavior.
 Vectors blend with a half-life of two weeks, and everyone is encoded anew each four weeks.
 
-    python examples/ecommerce.py      # on a generated shop; for your own, see the contract
+    python examples/ecommerce.py      # on a generated shop; needs the extra `explain`: pip install ".[explain]"
 """
 
 from datetime import timedelta

@@ -3,7 +3,7 @@
 A listener plays hundreds of tracks a week. Encoding only the new ones is the cheapest tick there is
 (``context="new"``), and the blend carries the past: with a half-life of a month, taste stays, moods pass.
 
-    python examples/music.py
+    python examples/music.py      # needs the extra `explain`: pip install ".[explain]"
 """
 
 from datetime import timedelta

@@ -3,7 +3,7 @@
 Ticks of fifteen minutes, and no memory beyond the last clicks: an old vector is replaced, not blended. Articles live
 for days, so the vector of a reader who stays away is dropped after a month.
 
-    python examples/news.py
+    python examples/news.py      # needs the extra `explain`: pip install ".[explain]"
 """
 
 from datetime import timedelta

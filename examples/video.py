@@ -3,7 +3,7 @@
 Everyone is encoded anew each night: histories are long, batches on a GPU are cheap, and a vector that is exactly the
 encoder's output is easy to reason about. Rollback to yesterday's is one command.
 
-    python examples/video.py
+    python examples/video.py      # needs the extra `explain`: pip install ".[explain]"
 """
 
 from datetime import timedelta

@@ -76,6 +76,7 @@ session_embedding = session_embedding_view(
     "session_embedding", history=history, behaviors=behaviors, embedding=user_embedding
 )
 
+# Training rows exist from the first `feast materialize` on: the past is what was served.
 ranking_training = FeatureService(name="ranking_training", features=[user_embedding, activity])
 ranking_serving = FeatureService(name="ranking_serving", features=[user_embedding, activity, history])
 ranking_session = FeatureService(name="ranking_session", features=[session_embedding, activity])

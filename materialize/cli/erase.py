@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
+from feast_embeddings.materialize.cli.tables import console as output
+from feast_embeddings.materialize.cli.tables import table as table_of
 from feast_embeddings.materialize.clock import iso
 from feast_embeddings.materialize.upkeep import Receipt
 
 
 def print_receipt(receipt: Receipt, console: Console | None = None) -> None:
     """Print what was removed where, and what is left to others."""
-    console = console or Console()
-    table = Table("place", "rows removed", title=f"Erased {receipt.entity} {receipt.entity_id}", title_justify="left")
+    console = console or output()
+    table = table_of(f"Erased {receipt.entity} {receipt.entity_id}", "place", "rows removed")
     for place, rows in receipt.removed.items():
         table.add_row(place, f"{rows:,}")
     console.print(table)

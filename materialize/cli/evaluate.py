@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feast_embeddings.materialize.cli.repo import Repo, opened
+from feast_embeddings.materialize.cli.tables import console as output
 from feast_embeddings.materialize.clock import iso, us_of
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def evaluate(
         sample=sample,
         filter_seen=filter_seen,
     )
-    console = Console()
+    console = output()
     _introduce(console, question)
     if not policies:
         found = evaluate_encoder(question, ks=(k,), resamples=resamples)
@@ -86,7 +87,7 @@ def _show(console: Console, question: Question, found: Evaluation, k: int) -> No
     table = Table(title="The next item, all items ranked; mean [95 %]", title_justify="left")
     measures = (f"hr@{k}", f"ndcg@{k}", f"recall@{k}", "mrr")
     for column in ("method", *measures, f"seen: ndcg@{k}", f"unseen: ndcg@{k}", f"coverage@{k}"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+        table.add_column(column, justify="left" if column == "method" else "right", overflow="fold")
     ordered = sorted(found.methods.items(), key=lambda each: -each[1].estimates["all"][f"ndcg@{k}"].value)
     for name, scores in ordered:
         estimates = scores.estimates
@@ -106,7 +107,7 @@ def _show_policies(console: Console, frontier: Frontier) -> None:
     title = f"Policies, cheapest first; shares are of {frontier.reference!r}, quality is {frontier.measure}"
     table = Table(title=title, title_justify="left")
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "policy" else "right")
+        table.add_column(column, justify="left" if column == "policy" else "right", overflow="fold")
     for row in frontier.rows():
         table.add_row(*row)
     console.print(table)

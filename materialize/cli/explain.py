@@ -10,6 +10,8 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from feast_embeddings.materialize.cli.tables import console as output
+from feast_embeddings.materialize.cli.tables import table as table_of
 from feast_embeddings.materialize.clock import iso
 from feast_embeddings.materialize.learning import EntityExplanation
 from feast_embeddings.models.errors import DeclarationError
@@ -24,7 +26,7 @@ _TITLES: Final = {
 
 def print_explanation(found: EntityExplanation, console: Console | None = None) -> None:
     """Print the behaviors that count most, the nearest items, and what the last tick changed."""
-    console = console or Console()
+    console = console or output()
     console.print(_behaviors(found))
     for line in _lines(found):
         console.print(line, highlight=False)
@@ -99,7 +101,7 @@ def _plain(axes: Any) -> None:
 def _behaviors(found: EntityExplanation) -> Table:
     explained, names = found.explanation, found.contract.type_names
     title = f"{found.spec.view} of {found.entity_id}, {_TITLES[explained.method]}"
-    table = Table("time (UTC)", "item", "type", "value", "attribution", "", title=title, title_justify="left")
+    table = table_of(title, "time (UTC)", "item", "type", "value", "attribution", "")
     histories, rows = explained.histories, _strongest(found)
     largest = float(np.abs(explained.attributions[rows]).max(initial=0)) or 1.0
     for row in rows.tolist():
@@ -146,7 +148,7 @@ def _lines(found: EntityExplanation) -> list[str]:
 
 
 def _neighbors(found: EntityExplanation) -> Table:
-    table = Table("item", "inner product", title="Nearest items", title_justify="left")
+    table = table_of("Nearest items", "item", "inner product")
     assert found.neighbors is not None  # noqa: S101
     for item, score in zip(found.neighbors.ids[0].tolist(), found.neighbors.scores[0].tolist(), strict=True):
         table.add_row(str(item), f"{score:.4f}")

@@ -8,6 +8,8 @@ from feast import FeatureStore
 from rich.console import Console
 from rich.table import Table
 
+from feast_embeddings.materialize.cli.tables import console as output
+from feast_embeddings.materialize.cli.tables import table as table_of
 from feast_embeddings.materialize.clock import iso, now_us
 from feast_embeddings.materialize.declare import EmbeddingSpec, describe, embedding_specs
 from feast_embeddings.materialize.files import Workspace
@@ -19,7 +21,7 @@ from feast_embeddings.models.errors import FeastEmbeddingsError
 
 def print_status(workspace: Workspace, store: FeatureStore, console: Console | None = None) -> None:
     """Print what is served, in which space, how old it is, and what the ticks did."""
-    console = console or Console()
+    console = console or output()
     specs = embedding_specs(store.registry, store.project)
     if not specs:
         console.print(f"Project {store.project!r} declares no embedding view: run `feast apply`.")
@@ -33,7 +35,7 @@ def print_status(workspace: Workspace, store: FeatureStore, console: Console | N
 
 
 def _encoders(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
-    table = Table("encoder", "generation", "live since", "views", title="Encoders", title_justify="left")
+    table = table_of("Encoders", "encoder", "generation", "live since", "views")
     views: dict[str, list[str]] = {}
     for spec in specs:
         views.setdefault(spec.encoder, []).append(spec.view)
@@ -45,7 +47,7 @@ def _encoders(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
 
 
 def _spaces(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
-    table = Table("space", "encoder", "numeric path", "dimensions", title="Spaces", title_justify="left")
+    table = table_of("Spaces", "space", "encoder", "numeric path", "dimensions")
     for encoder in sorted({spec.encoder for spec in specs}):
         for space in workspace.ledger.spaces(encoder):
             table.add_row(space.space, encoder, space.numeric_path, str(space.dim))
@@ -53,7 +55,7 @@ def _spaces(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
 
 
 def _fills(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
-    table = Table("fill", "state", "rows", "vectors", "age", title="Fills", title_justify="left")
+    table = table_of("Fills", "fill", "state", "rows", "vectors", "age")
     for spec in specs:
         for fill in workspace.ledger.fills(view=spec.view):
             if fill.state != "removed":
@@ -67,7 +69,7 @@ def _fills(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
 
 
 def _ticks(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
-    table = Table("view", "policy", "last tick", "stands at", title="Ticks", title_justify="left")
+    table = table_of("Ticks", "view", "policy", "last tick", "stands at")
     for spec in specs:
         last = workspace.ledger.last_tick(spec.view)
         tick = f"{last.number}, {last.kind}" if last else "none"
@@ -77,7 +79,7 @@ def _ticks(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
 
 def _behaviors(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
     names = ("read", "applied", "deduplicated", "erased")
-    table = Table("view", *names, "quarantined", title="Behaviors", title_justify="left")
+    table = table_of("Behaviors", "view", *names, "quarantined")
     for spec in specs:
         if spec.tower == "user":
             counts = workspace.ledger.counts(spec.view)
@@ -89,7 +91,7 @@ def _behaviors(workspace: Workspace, specs: Iterable[EmbeddingSpec]) -> Table:
 
 def _streams(workspace: Workspace, store: FeatureStore, specs: Iterable[EmbeddingSpec]) -> Table:
     """How long behaviors wait in the repo's own Redis, whether somebody works on them or not."""
-    table = Table("view", "workers", "oldest behavior waits", title="Streams in Redis", title_justify="left")
+    table = table_of("Streams in Redis", "view", "workers", "oldest behavior waits")
     server = OnlineServer.of(store.config)
     for spec in (each for each in specs if each.tower == "user"):
         after = _published(workspace.ledger, spec)

@@ -29,7 +29,7 @@ from feast_embeddings.materialize.demo.scaffold import write_repo
 from feast_embeddings.materialize.demo.shop import EVENTS, shop_table
 from feast_embeddings.materialize.learning import EntityExplanation, explain_entity, train_declared
 from feast_embeddings.models import SequenceConfig, TrainingConfig
-from feast_embeddings.models.errors import DeclarationError
+from feast_embeddings.models.errors import DeclarationError, FeastEmbeddingsError
 from feast_embeddings.models.types import Ids
 from feast_embeddings.transformations import BehaviorContract
 
@@ -44,10 +44,21 @@ def run_example(source: str | Path, folder: Path | None = None, epochs: int = 5)
         folder: Where to work, made anew; default ``.demo/<name of the file>``.
         epochs: Of training.
 
-    Raises:
-        DeclarationError: The file declares no contract.
+    An error of this package ends the program with its message, before any work where an extra is missing.
     """
-    source = Path(source).resolve()
+    try:
+        _run_example(Path(source).resolve(), folder, epochs)
+    except FeastEmbeddingsError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _run_example(source: Path, folder: Path | None, epochs: int) -> None:
+    try:
+        import captum  # noqa: F401 - whether it is there
+    except ImportError as error:
+        raise DeclarationError(
+            f"{source.name} explains a vector, which needs captum: pip install '.[explain]' first."
+        ) from error
     folder = folder or Path(".demo") / source.stem
     shutil.rmtree(folder, ignore_errors=True)
     write_example(source, folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +51,32 @@ class HistoryBatch:
         nothing = np.empty(0, np.int64)
         none = nothing.astype(np.float32)
         return cls(np.zeros(len(as_of) + 1, np.int64), items[:0], nothing.astype(np.int32), nothing, none, as_of)
+
+    @classmethod
+    def of_items(
+        cls, items: Sequence[Sequence[int] | Sequence[str]], behavior_type: int = 0, as_of: int | None = None
+    ) -> HistoryBatch:
+        """Histories of which only the items are known, oldest first: a second apart, without values.
+
+        Args:
+            items: One list of raw item ids per history, int64 or strings as the encoder knows them.
+            behavior_type: Code of the type that all behaviors have: its place in the contract's list.
+            as_of: The time the histories stand at, microseconds since the epoch, UTC; default: now.
+        """
+        lengths = np.array([len(each) for each in items], np.int64)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        flat = [item for each in items for item in each]
+        text = any(isinstance(item, str) for item in flat)
+        now = time.time_ns() // 1_000 if as_of is None else as_of
+        before = np.repeat(offsets[1:], lengths) - np.arange(len(flat), dtype=np.int64)
+        return cls(
+            offsets=offsets,
+            items=np.array(flat, object if text else np.int64),
+            behavior_types=np.full(len(flat), behavior_type, np.int32),
+            times=now - before * 1_000_000,
+            values=np.full(len(flat), np.nan, np.float32),
+            as_of=np.full(len(items), now, np.int64),
+        )
 
     def __len__(self) -> int:
         """Number of histories, B."""

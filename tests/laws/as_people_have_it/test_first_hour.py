@@ -10,10 +10,17 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from click import unstyle as strip_ansi
 from feast import FeatureStore
 from initialized import feast, initialized, standing_in
+from typer.testing import CliRunner
+
+from feast_embeddings.materialize.cli import app
+from feast_embeddings.materialize.demo import run_example
+from feast_embeddings.models import HistoryBatch, load_encoder
 
 NOW = datetime.now(UTC)
 USERS = list(range(1, 21))
@@ -132,3 +139,47 @@ def test_rows_that_have_an_answer_are_not_warned_of(repo: Path, days: list[float
     )
     past = store.get_historical_features(spine, ["user_embedding:user_vector"]).to_df()  # warnings are errors here
     assert past["user_vector"].notna().tolist() == [day == 0 for day in days]
+
+
+@pytest.mark.parametrize("lists", [[[1001, 1002], [1003]], [[], [1001]], [[424242]]])
+def test_a_vector_in_three_lines(repo: Path, lists: list[list[int]]) -> None:
+    encoder = load_encoder(repo / "data/encoders/main")
+    batch = HistoryBatch.of_items(lists, as_of=1_709_251_200_000_000)
+    vectors = encoder.encode(batch)
+    assert vectors.shape == (len(lists), 64)
+    assert batch.lengths.tolist() == [len(each) for each in lists]
+    assert (batch.times < 1_709_251_200_000_000).all()
+    for row, items in enumerate(lists):  # neighbors in a batch change nothing
+        alone = encoder.encode(HistoryBatch.of_items([items], as_of=1_709_251_200_000_000))
+        assert alone[0].tobytes() == vectors[row].tobytes()
+        assert batch.items[batch.offsets[row] : batch.offsets[row + 1]].tolist() == items
+
+
+def test_text_ids_make_a_batch_too() -> None:
+    batch = HistoryBatch.of_items([["a"], ["b", "c"]])
+    assert batch.items.tolist() == ["a", "b", "c"]
+    assert (np.diff(batch.times[1:]) == 1_000_000).all()
+
+
+def test_an_example_asks_for_its_extra_before_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "captum", None)  # as if it were not installed
+    source = Path(__file__).parents[3] / "examples" / "news.py"
+    with pytest.raises(SystemExit, match=r"news.py explains a vector, which needs captum: pip install '.\[explain\]'"):
+        run_example(source, tmp_path / "news")
+    assert not (tmp_path / "news").exists()
+    assert 'pip install ".[explain]"' in source.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("columns", [None, "80", "40"])
+def test_status_cuts_nothing(repo: Path, monkeypatch: pytest.MonkeyPatch, columns: str | None) -> None:
+    if columns is not None:  # a terminal of that width
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", columns)
+    shown = CliRunner().invoke(app, ["status"], color=False).output
+    assert "…" not in shown
+    lines = shown.splitlines()
+    if columns is None:
+        whole = next(line for line in lines if "item_embedding" in line and "main" in line)
+        assert "user_embedding" in whole
+    else:
+        assert max(map(len, map(strip_ansi, lines))) <= int(columns)
