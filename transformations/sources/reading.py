@@ -278,6 +278,8 @@ def _belongs(field: pa.Field, entities: Ids | None) -> ds.Expression | None:
     column = ds.field(field.name)
     if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
         return column.isin(pa.array([str(entity) for entity in entities], field.type))
+    if entities.dtype != object and pa.types.is_uint64(field.type):  # values past int64 are nobody's, and no error
+        return column.isin(pa.array(entities[entities >= 0].astype(np.uint64)))
     if entities.dtype != object:
         return column.cast(pa.int64(), safe=False).isin(pa.array(entities, pa.int64()))
     return column.cast(pa.string()).isin(pa.array(entities, pa.string()))

@@ -161,6 +161,7 @@ def test_naive_times_without_a_declared_zone_are_undated(stored: Callable[..., P
     ("stored_ids", "asked"),
     [
         (pa.array([5, 6, 7], pa.int32()), np.array([6, 2**40])),
+        (pa.array([5, 6, 2**64 - 1], pa.uint64()), np.array([6, -1])),
         (pa.array(["5", "6", "7"]), np.array([6])),
         (pa.array([5.0, 6.0, None]), np.array([6])),
         (pa.array(["5", "6", "7"]).dictionary_encode(), np.array(["6"], dtype=object)),
