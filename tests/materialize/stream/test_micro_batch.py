@@ -17,7 +17,7 @@ from feast_embeddings.materialize.stream import replay_stream
 from feast_embeddings.materialize.stream.judge import TOO_LATE
 from feast_embeddings.materialize.stream.push import append_behaviors
 from feast_embeddings.materialize.ticks import held_back, listening
-from feast_embeddings.models.errors import HeldError
+from feast_embeddings.models.errors import DeclarationError, HeldError
 from feast_embeddings.transformations import Histories
 
 STEPS = ("recorded", "members", "staged", "window", "chunk", "written", "logged", "published")
@@ -180,6 +180,35 @@ def test_a_cutover_ends_however_busy_the_stream_is(make_repo: MakeRepo, monkeypa
     # then it is held back for the last moment alone, and what it applied before is live, to the bit
     assert outcomes == ["applied", "applied", "held"]
     assert [fill.space for fill in repo.fills("live")] != [fill.space for fill in repo.fills("retained")]
+    assert all(not each.diverged for each in replay_stream(repo.store))
+
+
+def test_a_stream_refuses_behavior_types_in_another_order_before_it_records_a_tick(make_repo: MakeRepo) -> None:
+    # given a contract whose types were re-ordered and applied while the stream stood still
+    repo = streamed(make_repo)
+    declared = repo.folder / "definitions.py"
+    text = declared.read_text()
+    types = 'types=(BehaviorType("view"), BehaviorType("purchase"))'
+    assert types in text
+    declared.write_text(text.replace(types, 'types=(BehaviorType("purchase"), BehaviorType("view"))'))
+    repo.apply()
+    send(repo, clicks(5, 1, SINCE, SINCE + 0.5))
+    # then no worker begins: purchases would be read as views
+    with at(day(SINCE + 1)), pytest.raises(DeclarationError, match="only be added at the end"), by_hand(repo):
+        pass
+    assert repo.workspace.ledger.micro_batches("user_embedding") == []
+
+
+def test_published_times_grow_also_on_a_host_whose_clock_is_behind(make_repo: MakeRepo) -> None:
+    repo = streamed(make_repo)
+    ticks = []
+    for number, host in enumerate((day(SINCE + 1), day(SINCE + 1) - 3_600_000_000, day(SINCE + 1) + 1_000_000)):
+        with at(host), by_hand(repo) as lane:
+            send(repo, clicks(5, number, SINCE, SINCE + 0.5))
+            ticks.append(lane.tick())
+    published = [repo.workspace.ledger.tick("user_embedding", tick.number).published_us or 0 for tick in ticks if tick]
+    assert len(published) == 3
+    assert published == sorted(set(published))
     assert all(not each.diverged for each in replay_stream(repo.store))
 
 
