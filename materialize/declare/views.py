@@ -30,6 +30,8 @@ from feast_embeddings.transformations.views import (
 )
 
 PIN: Final = "@"
+LONGEST_NAME: Final = 100
+"""Letters of a view's name; files that are named after it have names of up to 255 bytes."""
 
 
 @former_keywords
@@ -181,6 +183,17 @@ def _view(
 ) -> StreamFeatureView:
     if PIN in name:
         raise DeclarationError(f"Embedding view {name!r}: a name must not contain {PIN!r}: it marks a pinned space.")
+    if (
+        not name
+        or Path(name).name != name
+        or name.startswith(".")
+        or not name.isprintable()
+        or len(name) > LONGEST_NAME
+    ):
+        raise DeclarationError(
+            f"{name[:60]!r} is no name for an embedding view, whose log stands in a folder of that name: write one of "
+            f"at most {LONGEST_NAME} letters, digits and underscores, such as 'user_embedding'."
+        )
     if serve.feature == entity.join_key:
         # Feast puts features and join keys into one answer: the vector would stand in the place of the id.
         raise DeclarationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,10 @@ RECEIVING: Final = ("live", "retained", "ready")
 
 Ranges = Mapping[int, tuple[int, int]]
 """Partition → first and last offset."""
+
+
+LONGEST_FILL: Final = 64
+"""Letters of a fill's name."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,14 @@ class Tick:
         """Whether this tick brought the members of a refresh that was still being made to the fills in use."""
         bounds = (self.end_us, self.created_until_us) == (refresh.end_us, refresh.created_until_us)
         return bounds and self.kind == "incremental" and not self.streamed and self.number > refresh.number
+
+
+def fill_name(view: str, number: int, space: str) -> str:
+    """The name of the fill that a refresh makes; a long view's is told apart by a digest, not by its whole name."""
+    end = f"-{number}-{space[:8]}"
+    if len(view) + len(end) <= LONGEST_FILL:
+        return view + end
+    return f"{view[:20]}-{hashlib.blake2b(view.encode(), digest_size=8).hexdigest()}{end}"
 
 
 def ranges_to_json(ranges: Ranges) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table, Text
 
+from feast_embeddings.materialize.ledger.records import LONGEST_FILL
+
 SCHEMA_VERSION = 4
 """1: the first. 2: erasures, which a package that does not know them would undo. 3: one table of ticks, a stream's too.
 4: marks, which an older package would not move on.
@@ -30,7 +32,7 @@ spaces = Table(
 fills = Table(
     "feast_embeddings_fills",
     metadata,
-    Column("fill", String(64), primary_key=True),
+    Column("fill", String(LONGEST_FILL), primary_key=True),
     Column("view", String(255), nullable=False, index=True),
     Column("encoder", String(255), nullable=False),
     Column("space", String(64), nullable=False),

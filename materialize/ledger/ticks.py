@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 from feast_embeddings.materialize.clock import now_us
 from feast_embeddings.materialize.ledger.database import Database
 from feast_embeddings.materialize.ledger.leases import is_held
-from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Ranges, Tick, ranges_to_json
+from feast_embeddings.materialize.ledger.records import RECEIVING, Fill, Ranges, Tick, fill_name, ranges_to_json
 from feast_embeddings.materialize.ledger.schema import FOLDED, fills, marks, positions, tick_counts, ticks
 from feast_embeddings.models.errors import HeldError, OvertakenError, TickError
 
@@ -82,7 +82,7 @@ class Ticks(Database):
         bounds = {"start_us": start_us, "end_us": end_us, "created_from_us": created_from_us}
         with self.transaction() as connection:
             number, now = next_number(connection, view, after), now_us()
-            name = f"{view}-{number}-{space[:8]}"
+            name = fill_name(view, number, space)
             insert_tick(connection, view, number, [name], kind="full", **bounds, created_until_us=now)
             values = {"fill": name, "view": view, "encoder": encoder, "space": space, "tick": number}
             connection.execute(sa.insert(fills).values(**values, state="building", rows=0, made_us=now))

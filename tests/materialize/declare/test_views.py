@@ -128,3 +128,9 @@ def test_a_history_that_is_none_is_refused() -> None:
     behaviors = read().behaviors
     with pytest.raises(DeclarationError, match=r"history='behaviors' was not made by history_view\(\)"):
         embedding_view("users", entity=USER, inputs=Inputs(behaviors, behaviors), encoder=ENCODER, policy=POLICY)
+
+
+@pytest.mark.parametrize("name", ["../../../evil", "/etc/evil", "a/b", "", ".hidden", "..", "a\nb", "a\0b", "v" * 101])
+def test_a_name_that_is_no_folder_s_is_refused(name: str) -> None:
+    with pytest.raises(DeclarationError, match="is no name for an embedding view"):
+        item_embedding_view(name, entity=ITEM, encoder=ENCODER)

@@ -211,3 +211,15 @@ def test_messages_show_no_password(tmp_path: Path) -> None:
     with pytest.raises(LedgerError) as caught:
         Ledger("nosuchdb://user:secret@somewhere/ledger")
     assert "secret" not in str(caught.value)
+
+
+def test_names_of_fills_fit_however_long_the_views_are_and_stay_apart(ledger: Ledger) -> None:
+    views = ["short", "v" * 46, "v" * 47, "v" * 61, "v" * 100, "v" * 99 + "w"]
+    refreshes = [
+        ledger.record_refresh(view, "main", "0123456789abcdef", start_us=None, end_us=DAY, created_from_us=None)
+        for view in views
+    ]
+    names = [name for refresh in refreshes for name in refresh.fills]
+    assert len(set(names)) == len(views)
+    assert max(map(len, names)) <= 64
+    assert names[0] == "short-1-01234567"
