@@ -107,7 +107,7 @@ def messy_tables(draw: st.DrawFn) -> Messy:
         place = files[0].column_names.index(refused)
         files = [file.set_column(place, refused, pa.array([value] * len(file), kind)) for file in files]
     asked = st.tuples(st.sampled_from((*USERS, 9)), st.integers(T0, END))
-    exact = [(user, row["at"]) for row in rows for user in USERS if row["at"] and row["at"] > T0]
+    exact = [(user, row["at"]) for row in rows for user in USERS if row["at"] and T0 < row["at"] <= END]
     return Messy(
         tuple(files),
         draw(st.sampled_from([None, ZONE])),

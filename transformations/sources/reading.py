@@ -86,10 +86,10 @@ def read_behaviors(
         BehaviorSourceError: The path is missing, holds no parquet file or no row, a file is truncated or not
             parquet, or a column is missing or of an impossible type.
     """
-    dataset = _open(path, contract)
+    dataset, plain = _open(path, contract)
     wanted = _all_of(
-        _superset(dataset.schema, contract, contract.event_time, event_us),
-        _superset(dataset.schema, contract, contract.created_time, created_us),
+        _superset(plain, contract, contract.event_time, event_us),
+        _superset(plain, contract, contract.created_time, created_us),
         _belongs(dataset.schema.field(contract.entity), entities),
     )
     table = _scan(dataset, contract, wanted, path)
@@ -106,11 +106,11 @@ def scan_behaviors(
     Raises:
         BehaviorSourceError: As ``read_behaviors``.
     """
-    dataset = _open(path, contract)
+    dataset, plain = _open(path, contract)
     event, created = (None, event_until_us), (None, created_until_us)
     wanted = _all_of(
-        _superset(dataset.schema, contract, contract.event_time, event),
-        _superset(dataset.schema, contract, contract.created_time, created),
+        _superset(plain, contract, contract.event_time, event),
+        _superset(plain, contract, contract.created_time, created),
     )
     columns = list(contract.columns.values())
     for batch in _batches(dataset, columns, wanted, path):
@@ -124,8 +124,8 @@ def scan_entities(path: Place, contract: BehaviorContract, *, event_until_us: in
     Raises:
         BehaviorSourceError: As ``read_behaviors``.
     """
-    dataset = _open(path, contract)
-    wanted = _superset(dataset.schema, contract, contract.event_time, (None, event_until_us))
+    dataset, plain = _open(path, contract)
+    wanted = _superset(plain, contract, contract.event_time, (None, event_until_us))
     for batch in _batches(dataset, [contract.entity], wanted, path):
         yield batch.column(0)
 
@@ -147,7 +147,11 @@ def _batches(
         raise _damaged(path, error) from error
 
 
-def _open(path: Place, contract: BehaviorContract) -> ds.Dataset:
+def _open(path: Place, contract: BehaviorContract) -> tuple[ds.Dataset, pa.Schema]:
+    """The table, and those of its columns whose bounds may go into a scan.
+
+    Arrow compares a file's statistics in the file's own type, and has no kernel for two zones.
+    """
     table = path if isinstance(path, Files) else Files(str(path))
     files = [file for file in _files(table.path) if not table.without(Path(file))]
     folder = table.path if Path(table.path).is_dir() else None
@@ -173,7 +177,9 @@ def _open(path: Place, contract: BehaviorContract) -> ds.Dataset:
             "table that "
             "is being written, or wait for its first rows."
         )
-    return _dataset(files, folder, _common_schema(schemas, contract, path))
+    common = _common_schema(schemas, contract, path)
+    even = [field for field in common if all(_zone(each.field(field.name)) == _zone(field) for each in schemas)]
+    return _dataset(files, folder, common), pa.schema(even)
 
 
 def _dataset(files: list[str], folder: str | None, schema: pa.Schema | None = None) -> ds.Dataset:
@@ -228,6 +234,10 @@ def _plain(field: pa.Field) -> pa.Field:
     return pa.field(field.name, kind)
 
 
+def _zone(field: pa.Field) -> str | None:
+    return field.type.tz if pa.types.is_timestamp(field.type) else None
+
+
 def _scan(dataset: ds.Dataset, contract: BehaviorContract, wanted: ds.Expression | None, path: Place) -> pa.Table:
     try:
         return dataset.to_table(columns=list(contract.columns.values()), filter=wanted)
@@ -253,7 +263,9 @@ def _superset(
     schema: pa.Schema, contract: BehaviorContract, column: str | None, bounds: Bounds
 ) -> ds.Expression | None:
     """A filter that keeps every row the bounds may hold, and the rows without a time; None keeps all."""
-    if column is None or bounds == _OPEN or not _usable(schema.field(column).type, contract):
+    if column is None or bounds == _OPEN or column not in schema.names:
+        return None
+    if not _usable(schema.field(column).type, contract):
         return None
     kind = schema.field(column).type
     # Wall times are at most 14 hours off UTC: a day of slack here, exact bounds after the read.
