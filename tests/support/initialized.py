@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -43,8 +44,16 @@ def standing_in(repo: Path) -> Iterator[Path]:
 
 
 def feast(*arguments: str) -> str:
-    """What a ``feast`` command prints; in this process, because to import Feast anew takes longer than most of them."""
+    """What a ``feast`` command prints; in this process, because to import Feast anew takes longer than most of them.
+
+    Feast puts the repo on the path for good, where the next one's ``definitions`` would be found in it.
+    """
     sys.modules.pop("definitions", None)
-    done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    importlib.invalidate_caches()
+    before = list(sys.path)
+    try:
+        done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    finally:
+        sys.path[:] = before
     assert done.exit_code == 0, done.output
     return done.output

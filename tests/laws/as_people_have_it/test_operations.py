@@ -143,8 +143,8 @@ def test_teardown_leaves_nothing_and_apply_starts_anew(torn: Path) -> None:
     restored = restore(FeatureStore("."))
     assert restored.generations == {"main": 1}
     store = FeatureStore(".")
-    answer = store.get_online_features(["user_embedding:embedding"], [{"user_id": 1}]).to_dict()
-    assert answer["embedding"][0] is not None
+    answer = store.get_online_features(["user_embedding:user_vector"], [{"user_id": 1}]).to_dict()
+    assert answer["user_vector"][0] is not None
     feast("teardown")
     feast("teardown")
     assert keys_of(torn) == []

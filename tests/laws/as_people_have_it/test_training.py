@@ -183,7 +183,7 @@ def test_training_and_evaluation_are_one_protocol(shop: Path) -> None:
     learned = read_manifest(ARTIFACT).learned
     assert learned is not None
     # Then the artifact says what it learned from,
-    assert learned.source == "data/behaviors/*.parquet"
+    assert learned.source == "data/behaviors"
     clean = log_without_dirt()
     before = clean[clean["occurred_at"].astype("int64") < learned.until_us]
     assert (learned.behaviors, learned.entities) == (len(before), before["customer_id"].nunique())

@@ -163,6 +163,7 @@ def test_quarantine_shows_the_raw_cells() -> None:
         "behavior_type": "view",
         "event_time": "1970-01-01 00:00:00Z",
         "value": "2",
+        "dedup_id": "a",
         "reason": "entity is not an int64",
     }
 
