@@ -150,7 +150,7 @@ def verdict(question: Question, found: Evaluation, measure: str = "ndcg@10") -> 
     apart = found.difference(name, best, measure)
     said = "cannot be told from" if apart.low <= 0 <= apart.high else "beats" if apart.low > 0 else "loses to"
     return (
-        f"Verdict: encoder {name!r} {said} the best baseline, {best}: "
+        f"Verdict: encoder {name!r} {said} {best}, the best of {len(value) - 1} baselines: "
         f"{measure} {value[name]:.3f} against {value[best]:.3f}, difference {apart.value:+.3f} "
         f"[{apart.low:+.3f}, {apart.high:+.3f}]."
     )
