@@ -26,13 +26,12 @@ class Marks:
             OnlineStoreError: It does not: it was emptied, replaced, or went back to an older state.
             LedgerError: It holds more than the ledger knows.
         """
-        view, encoder = self._spec.view, self._spec.encoder
-        live = self._ledger.live_generation(encoder)
-        if live is None:
+        view = self._spec.view
+        if self._ledger.live_generation(self._spec.encoder) is None:
             return
-        manifest = read_manifest(self._server, encoder)
-        if manifest is None or manifest.generation < live.generation:
-            raise self._lost(f"generation {live.generation} of encoder {encoder!r}, which the ledger says is live")
+        lost = self.lost_generation()
+        if lost is not None:
+            raise self._lost(f"{lost}, which the ledger says is live")
         found, (newest, _) = read_marks(self._server, view), self._ledger.newest(view)
         last = max(map(abs, found.values()), default=0)
         if last > newest:
@@ -44,6 +43,16 @@ class Marks:
         for series, number in self._ledger.marks(view).items():
             if series != "refreshes" and found.get(series, 0) < number:
                 raise self._lost(f"tick {number} of view {view!r}")
+
+    def lost_generation(self) -> str | None:
+        """The live generation, where Redis does not hold it."""
+        live = self._ledger.live_generation(self._spec.encoder)
+        if live is None:
+            return None
+        manifest = read_manifest(self._server, self._spec.encoder)
+        if manifest is not None and manifest.generation >= live.generation:
+            return None
+        return f"generation {live.generation} of encoder {self._spec.encoder!r}"
 
     def check_before(self, tick: Tick) -> None:
         """Check that what a tick has read of Redis is what the ticks before it had written.

@@ -13,7 +13,7 @@ from feast_embeddings.materialize.clock import iso
 from feast_embeddings.materialize.declare import Due, EmbeddingSpec
 from feast_embeddings.materialize.files import BehaviorLog, Workspace
 from feast_embeddings.materialize.ledger import Lease, Tick, held, holder, new_owner, refresh_resource, view_resource
-from feast_embeddings.materialize.online import OnlineServer, read_manifest
+from feast_embeddings.materialize.online import OnlineServer
 from feast_embeddings.materialize.ticks.activity import check_end
 from feast_embeddings.materialize.ticks.agenda import Agenda
 from feast_embeddings.materialize.ticks.beside import gently, held_back, in_rounds, settle, wait_for_compaction
@@ -296,13 +296,8 @@ class Runner:
 
     def _lost(self) -> str | None:
         """What Redis should hold of the live generation, and does not."""
-        live = self.ledger.live_generation(self.spec.encoder)
-        if live is None:
-            return None
-        manifest = read_manifest(self.server, self.spec.encoder)
-        if manifest is not None and manifest.generation >= live.generation:
-            return None
-        return f"Redis does not hold generation {live.generation} of encoder {self.spec.encoder!r}"
+        lost = self._marks.lost_generation()
+        return None if lost is None else f"Redis does not hold {lost}"
 
 
 def _source(workspace: Workspace, project: str, registry: BaseRegistry, spec: EmbeddingSpec) -> BehaviorLog | None:
